@@ -1,0 +1,6 @@
+//! The command `taskvisor`.
+
+fn main() {
+    eprintln!("taskvisor: not ready yet");
+    std::process::exit(125);
+}
