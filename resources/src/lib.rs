@@ -1,0 +1,1 @@
+//! What runs inside: the guest kernel and the example programs, built by `build.rs` and embedded here.
