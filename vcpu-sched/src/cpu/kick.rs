@@ -1,0 +1,97 @@
+//! One interrupt for many requests.
+//!
+//! One [`KickWord`] per CPU. Any CPU calls [`raise`](KickWord::raise) after it has prepared what it requests, and sends
+//! the IPI if told so; the IPI's handler calls [`take`](KickWord::take) first of all and then does what was requested.
+//! The invariant: a request that found the word taken is followed by an IPI, and one that found it pending is seen by
+//! the handler that is still to come.
+//!
+//! Requests are bits, so that one vector carries all of them, and "interrupted" never has to be guessed to mean
+//! "reschedule".
+//!
+//! # The race
+//! Wrong would be: a request finds another one pending, sends nothing, and the handler has already looked past it. So
+//! `take` clears the word *before* the handler looks at any work:
+//! - `raise` first: its bit is in what `take` returns, and `take` acquires what was prepared before it.
+//! - `take` first: `raise` finds the word empty and sends a new IPI, which finds perhaps nothing left to do.
+//!
+//! Clearing the word after the work would swallow every request that came between.
+
+use core::ops::BitOr;
+
+use crate::sync::{AtomicU32, Ordering, const_new};
+
+/// What a CPU is interrupted for: a set of bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(transparent)]
+pub struct Requests(pub u32);
+
+impl Requests {
+    /// Nothing: the word was taken by an earlier handler.
+    pub const NONE: Self = Self(0);
+    /// Call `schedule()` before returning to the task.
+    pub const RESCHEDULE: Self = Self(1 << 0);
+    /// Flush what the CPU's shootdown list says from the TLB.
+    pub const SHOOTDOWN: Self = Self(1 << 1);
+    /// Run what is in the CPU's call list.
+    pub const CALL: Self = Self(1 << 2);
+    /// Stop for good: the machine has panicked or ends.
+    pub const STOP: Self = Self(1 << 3);
+
+    /// Are all of `other`'s bits here?
+    #[inline]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Is there nothing?
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl BitOr for Requests {
+    type Output = Self;
+    #[inline]
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The requests that are pending for a CPU. See the module's text.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct KickWord(AtomicU32);
+
+impl Default for KickWord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl KickWord {
+    const_new! {
+        /// Nothing pending.
+        pub const fn new() -> Self {
+            Self(AtomicU32::new(0))
+        }
+    }
+
+    /// Adds requests. True if the caller must send the IPI; false if one is on its way already, or nothing was asked.
+    ///
+    /// Release: the handler that takes the bits sees what was prepared before. (Relaxed would do for the other half,
+    /// which reads nothing of the CPU's.)
+    #[inline]
+    #[must_use = "nothing happens without the IPI"]
+    pub fn raise(&self, requests: Requests) -> bool {
+        self.0.fetch_or(requests.0, Ordering::Release) == 0 && !requests.is_empty()
+    }
+
+    /// Takes all requests. The first thing that the IPI's handler does.
+    ///
+    /// Acquire: what was prepared before [`raise`](KickWord::raise) is visible.
+    #[inline]
+    pub fn take(&self) -> Requests {
+        Requests(self.0.swap(0, Ordering::Acquire))
+    }
+}

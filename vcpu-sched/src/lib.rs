@@ -1,0 +1,40 @@
+//! The scheduling core of Taskvisor: decisions without mechanism.
+//!
+//! The guest kernel supplies what only a kernel can (stack switch, IPI, timer, interrupt state); this crate supplies
+//! what can be reasoned about and tested on any host. It is `no_std`, has no `unsafe` and no dependency, and knows
+//! neither KVM nor paging. The guest kernel runs it in ring 0, which on some hosts is interpreted at about 1.4 million
+//! instructions a second: every function that runs at a switch or a wake-up is therefore short and doesn't divide.
+//!
+//! | module | what lives there | on the hot path |
+//! | --- | --- | --- |
+//! | [`ids`] | task and CPU numbers, time and frequency | yes |
+//! | [`cpumask`] | sets of CPUs | yes |
+//! | [`task`] | the life of a task: a pure table under an atomic | yes |
+//! | [`policy`] | who runs next: the contract and the policies | yes |
+//! | [`placement`] | which CPU a task goes to | yes |
+//! | [`cpu`] | halting without losing a wake-up, coalescing IPIs | yes |
+//! | [`clock`] | TSC ticks to nanoseconds and back | yes |
+//! | [`timer`] | the queue of armed timers | yes |
+//!
+//! # Three rules that hold everywhere
+//! 1. A task's state ([`task::state`]) says what may happen to it; whether a CPU still stands on its stack (`on_cpu`,
+//!    kept by the kernel) is a different fact, and never guessed from the state.
+//! 2. A queued task is in exactly one queue, and whoever makes it [`Ready`](task::state::State::Ready) is the one who
+//!    queues it. The state's compare-and-swap decides who that is.
+//! 3. Every enqueue on another CPU's queue kicks that CPU ([`cpu::sleep`]) afterwards.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod clock;
+pub mod cpu;
+pub mod cpumask;
+pub mod ids;
+pub mod placement;
+pub mod policy;
+mod sync;
+pub mod task;
+pub mod timer;

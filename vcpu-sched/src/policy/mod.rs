@@ -1,0 +1,118 @@
+//! Who runs next on a CPU: the contract between a run queue and a policy.
+//!
+//! A [`Policy`] is the content of *one* CPU's run queue. It decides order and time, nothing else: it takes no lock, sends
+//! no IPI, reads no clock and never looks at another CPU. The run queue that owns it holds its lock, with interrupts off,
+//! around every call; a policy is therefore plain data, and the kernel, the VMM and the simulator use the same one.
+//!
+//! # The story of a task
+//! 1. **New, or woken.** [`enqueue`](Policy::enqueue) with [`EnqueueReason::New`] or [`EnqueueReason::Wake`]. If the CPU
+//!    is busy, the caller asks [`wakeup_preempts`](Policy::wakeup_preempts) and, if so, requests a reschedule there.
+//! 2. **Picked.** [`pick_next`](Policy::pick_next) takes it *out*: the running task ("current") is in no queue. The CPU
+//!    arms its timer for [`slice`](Policy::slice) if there is anybody to give way to.
+//! 3. **Ticks.** [`tick`](Policy::tick) charges the time it ran and says whether it must give way now.
+//! 4. **It leaves.** [`put_prev`](Policy::put_prev) is always called first, exactly once for each `pick_next`, whatever
+//!    the reason, and charges the rest of its time. Then, by reason:
+//!    - preempted: `enqueue` with [`EnqueueReason::Preempted`];
+//!    - yielded: `enqueue` with [`EnqueueReason::Yield`];
+//!    - blocked, exited: nothing more. The policy has forgotten the task, but may have left something in the entity
+//!      (the lag of a sleeper) for its next `enqueue`.
+//! 5. **The next is picked**, which may be the same task again.
+//!
+//! So one `schedule()` is `put_prev`, perhaps `enqueue`, `pick_next`, always in this order.
+//!
+//! A queued task leaves for another CPU through [`steal`](Policy::steal) (idle CPUs pull; a CPU forwards what it may not
+//! run) or [`dequeue`](Policy::dequeue), and arrives there by `enqueue` with [`EnqueueReason::Migrate`]. A change of a
+//! queued task's nice value or priority is the same on the same queue: `dequeue`, change, `enqueue` with `Migrate`,
+//! because a policy may keep its tasks sorted by what is changed. For the current task it is a preemption.
+//!
+//! # What a policy needs to know of a task
+//! [`Entity`] asks only for a number. A policy that needs more (weight, priority, deadline, a place for the lag) has a
+//! trait of its own above `Entity`, and `impl<E: ThatTrait> Policy<E>`. Entities are cheap handles; a clone is the
+//! same task.
+//!
+//! # The invariant
+//! Every entity that went in by `enqueue` comes out exactly once, by `pick_next`, `dequeue` or `steal`. A task is never
+//! in two queues, nor in a queue while it is current; one that is on its way out of its CPU (`on_cpu`, see
+//! [`task::state`](crate::task::state)) may be in that CPU's own queue, which is why thieves must leave it alone.
+
+pub mod round_robin;
+
+use crate::ids::{Nanos, TaskId};
+
+/// A handle to a task, as a run queue stores it; usually a counted pointer.
+pub trait Entity: Clone {
+    /// The task's number.
+    fn id(&self) -> TaskId;
+}
+
+/// Why a task enters a queue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum EnqueueReason {
+    /// It never ran.
+    New,
+    /// It had blocked.
+    Wake,
+    /// It was running on this CPU and had to give way.
+    Preempted,
+    /// It was running on this CPU and gave way of its own will.
+    Yield,
+    /// It was in a queue, of this CPU or another, and was runnable all the time.
+    Migrate,
+}
+
+/// Why the current task leaves its CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PutReason {
+    /// It had to give way; it is enqueued next.
+    Preempted,
+    /// It gave way; it is enqueued next.
+    Yield,
+    /// It waits; it will come back by [`EnqueueReason::Wake`].
+    Block,
+    /// It has ended.
+    Exit,
+}
+
+/// The order of one CPU's runnable tasks. The module's text tells who calls what when.
+pub trait Policy<E: Entity> {
+    /// Adds a runnable task. `now` is this CPU's time.
+    ///
+    /// May allocate memory; the caller's allocator must allow that under the run queue's lock.
+    fn enqueue(&mut self, e: E, why: EnqueueReason, now: Nanos);
+
+    /// Removes a certain task. `None` if it isn't queued here (it may be current, or have left).
+    fn dequeue(&mut self, id: TaskId) -> Option<E>;
+
+    /// Takes out the task that is to run now. `None` if no queued task may run now; then the CPU idles.
+    fn pick_next(&mut self, now: Nanos) -> Option<E>;
+
+    /// The current task leaves the CPU after it ran for `ran` since it was picked.
+    ///
+    /// A policy that doesn't charge time has nothing to do here.
+    fn put_prev(&mut self, prev: &E, ran: Nanos, why: PutReason) {
+        let _ = (prev, ran, why);
+    }
+
+    /// How many tasks are queued; the current one isn't.
+    fn len(&self) -> usize;
+
+    /// Is no task queued?
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A timer interrupt: the current task has run for `ran` since it was picked (not since the last tick, so that a tick
+    /// may be missed). True if it must give way now.
+    fn tick(&mut self, current: &E, ran: Nanos) -> bool;
+
+    /// Should `woken`, just enqueued, run instead of `current` at once?
+    fn wakeup_preempts(&self, current: &E, woken: &E) -> bool;
+
+    /// How long `current` may run, from its pick, before the next [`tick`](Policy::tick) must ask.
+    fn slice(&self, current: &E) -> Nanos;
+
+    /// Takes out one task that `wanted` accepts, preferably one that would wait longest here.
+    ///
+    /// `wanted` must refuse a task whose `on_cpu` is set, and one whose affinity forbids where it would go.
+    fn steal(&mut self, wanted: impl FnMut(&E) -> bool) -> Option<E>;
+}
