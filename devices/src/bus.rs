@@ -49,9 +49,7 @@ impl fmt::Display for BusKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
     /// Two devices claim the same address.
-    #[error(
-        "{kind} range {start:#x}+{len:#x} of {name} overlaps {other_start:#x}+{other_len:#x} of {other}"
-    )]
+    #[error("{kind} range {start:#x}+{len:#x} of {name} overlaps {other_start:#x}+{other_len:#x} of {other}")]
     Overlap {
         /// The bus.
         kind: BusKind,
@@ -69,9 +67,7 @@ pub enum BusError {
         other_len: u64,
     },
     /// A range that is empty or ends past the address space.
-    #[error(
-        "{kind} range {start:#x}+{len:#x} of {name} is empty or passes the end of the address space"
-    )]
+    #[error("{kind} range {start:#x}+{len:#x} of {name} is empty or passes the end of the address space")]
     BadRange {
         /// The bus.
         kind: BusKind,
@@ -111,43 +107,22 @@ pub struct Bus {
 impl Bus {
     /// An empty bus.
     pub fn new(kind: BusKind) -> Bus {
-        Bus {
-            kind,
-            slots: Vec::new(),
-            unclaimed_reads: AtomicU64::new(0),
-            unclaimed_writes: AtomicU64::new(0),
-        }
+        Bus { kind, slots: Vec::new(), unclaimed_reads: AtomicU64::new(0), unclaimed_writes: AtomicU64::new(0) }
     }
 
     /// Gives `start .. start + len` to `device`. `name` appears in errors and in [`Bus::ranges`].
-    pub fn insert(
-        &mut self,
-        name: &'static str,
-        start: u64,
-        len: u64,
-        device: SharedDevice,
-    ) -> Result<(), BusError> {
+    pub fn insert(&mut self, name: &'static str, start: u64, len: u64, device: SharedDevice) -> Result<(), BusError> {
         let kind = self.kind;
         let space_end: u64 = match kind {
             BusKind::Pio => 0x1_0000,
             BusKind::Mmio => u64::MAX,
         };
-        let end = start
-            .checked_add(len)
-            .filter(|end| len > 0 && *end <= space_end);
+        let end = start.checked_add(len).filter(|end| len > 0 && *end <= space_end);
         let Some(end) = end else {
-            return Err(BusError::BadRange {
-                kind,
-                name,
-                start,
-                len,
-            });
+            return Err(BusError::BadRange { kind, name, start, len });
         };
         let at = self.slots.partition_point(|slot| slot.start < start);
-        let before = at
-            .checked_sub(1)
-            .and_then(|i| self.slots.get(i))
-            .filter(|s| s.start + s.len > start);
+        let before = at.checked_sub(1).and_then(|i| self.slots.get(i)).filter(|s| s.start + s.len > start);
         let after = self.slots.get(at).filter(|s| s.start < end);
         if let Some(other) = before.or(after) {
             return Err(BusError::Overlap {
@@ -160,35 +135,20 @@ impl Bus {
                 other_len: other.len,
             });
         }
-        self.slots.insert(
-            at,
-            Slot {
-                start,
-                len,
-                name,
-                device,
-            },
-        );
+        self.slots.insert(at, Slot { start, len, name, device });
         Ok(())
     }
 
     /// Every claimed range in order of address: name, start, length.
     pub fn ranges(&self) -> impl Iterator<Item = (&'static str, u64, u64)> + '_ {
-        self.slots
-            .iter()
-            .map(|slot| (slot.name, slot.start, slot.len))
+        self.slots.iter().map(|slot| (slot.name, slot.start, slot.len))
     }
 
     /// The device at `addr`, and the bytes from `addr` to the end of its range.
     fn find(&self, addr: u64) -> Option<(&Slot, u64)> {
-        let at = self
-            .slots
-            .partition_point(|slot| slot.start <= addr)
-            .checked_sub(1)?;
+        let at = self.slots.partition_point(|slot| slot.start <= addr).checked_sub(1)?;
         let slot = self.slots.get(at)?;
-        let left = (slot.start + slot.len)
-            .checked_sub(addr)
-            .filter(|left| *left > 0)?;
+        let left = (slot.start + slot.len).checked_sub(addr).filter(|left| *left > 0)?;
         Some((slot, left))
     }
 
@@ -232,10 +192,7 @@ impl Bus {
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bus")
-            .field("kind", &self.kind)
-            .field("ranges", &self.ranges().collect::<Vec<_>>())
-            .finish()
+        f.debug_struct("Bus").field("kind", &self.kind).field("ranges", &self.ranges().collect::<Vec<_>>()).finish()
     }
 }
 
@@ -283,13 +240,7 @@ mod tests {
             assert_eq!(data, [0xff; 4]);
             assert!(!bus.write(addr, &data));
         }
-        assert_eq!(
-            bus.unclaimed(),
-            UnclaimedCounts {
-                reads: 5,
-                writes: 5
-            }
-        );
+        assert_eq!(bus.unclaimed(), UnclaimedCounts { reads: 5, writes: 5 });
         assert!(!bus.read(0x10, &mut []));
     }
 
@@ -299,10 +250,7 @@ mod tests {
         bus.insert("mid", 0x10, 8, ram()).unwrap();
         for (start, len) in [(0x10, 8), (0xf, 2), (0x17, 1), (0x8, 0x20), (0x12, 1)] {
             let err = bus.insert("new", start, len, ram()).unwrap_err();
-            assert!(
-                matches!(err, BusError::Overlap { other: "mid", .. }),
-                "{err}"
-            );
+            assert!(matches!(err, BusError::Overlap { other: "mid", .. }), "{err}");
         }
         bus.insert("below", 0x8, 8, ram()).unwrap();
         bus.insert("above", 0x18, 8, ram()).unwrap();
@@ -311,19 +259,10 @@ mod tests {
     #[test]
     fn bad_ranges_are_refused() {
         let mut pio = Bus::new(BusKind::Pio);
-        assert!(matches!(
-            pio.insert("x", 0x10, 0, ram()),
-            Err(BusError::BadRange { .. })
-        ));
-        assert!(matches!(
-            pio.insert("x", 0xfff9, 8, ram()),
-            Err(BusError::BadRange { .. })
-        ));
+        assert!(matches!(pio.insert("x", 0x10, 0, ram()), Err(BusError::BadRange { .. })));
+        assert!(matches!(pio.insert("x", 0xfff9, 8, ram()), Err(BusError::BadRange { .. })));
         pio.insert("x", 0xfff8, 8, ram()).unwrap();
         let mut mmio = Bus::new(BusKind::Mmio);
-        assert!(matches!(
-            mmio.insert("x", u64::MAX - 3, 8, ram()),
-            Err(BusError::BadRange { .. })
-        ));
+        assert!(matches!(mmio.insert("x", u64::MAX - 3, 8, ram()), Err(BusError::BadRange { .. })));
     }
 }

@@ -68,10 +68,7 @@ pub struct DebugExit {
 impl DebugExit {
     /// Reports to `events`.
     pub fn new(events: EventSender) -> DebugExit {
-        DebugExit {
-            events,
-            reported: false,
-        }
+        DebugExit { events, reported: false }
     }
 }
 
@@ -86,11 +83,7 @@ impl BusDevice for DebugExit {
             return;
         }
         self.reported = true;
-        let value = data
-            .iter()
-            .take(4)
-            .rev()
-            .fold(0_u32, |value, byte| value << 8 | u32::from(*byte));
+        let value = data.iter().take(4).rev().fold(0_u32, |value, byte| value << 8 | u32::from(*byte));
         self.events.send(GuestEvent::Exit(GuestExit::decode(value)));
     }
 }
@@ -133,9 +126,6 @@ mod tests {
         port.read(0, &mut data);
         assert_eq!(data, [0; 4]);
         assert_eq!(events.evt().read().unwrap(), 1);
-        assert_eq!(
-            events.drain().collect::<Vec<_>>(),
-            [GuestEvent::Exit(GuestExit::Signalled(11))]
-        );
+        assert_eq!(events.drain().collect::<Vec<_>>(), [GuestEvent::Exit(GuestExit::Signalled(11))]);
     }
 }

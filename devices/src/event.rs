@@ -34,10 +34,7 @@ pub struct EventSender {
 impl EventSender {
     /// A second sender to the same receiver.
     pub fn try_clone(&self) -> io::Result<EventSender> {
-        Ok(EventSender {
-            queue: self.queue.clone(),
-            evt: self.evt.try_clone()?,
-        })
+        Ok(EventSender { queue: self.queue.clone(), evt: self.evt.try_clone()? })
     }
 
     /// Queues `event` and wakes the loop. A receiver that has gone away means that the VM is being torn down.
@@ -76,11 +73,5 @@ impl GuestEvents {
 pub fn guest_events() -> io::Result<(EventSender, GuestEvents)> {
     let evt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     let (queue, events) = channel();
-    Ok((
-        EventSender {
-            queue,
-            evt: evt.try_clone()?,
-        },
-        GuestEvents { queue: events, evt },
-    ))
+    Ok((EventSender { queue, evt: evt.try_clone()? }, GuestEvents { queue: events, evt }))
 }

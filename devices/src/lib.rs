@@ -13,3 +13,4 @@ pub mod event;
 pub mod milestone;
 pub mod reset;
 pub mod uart;
+pub mod virtio;

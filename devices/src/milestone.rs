@@ -56,11 +56,7 @@ pub struct MilestonePort {
 impl MilestonePort {
     /// Reports to `events`.
     pub fn new(events: EventSender) -> MilestonePort {
-        MilestonePort {
-            events,
-            seen: [false; 256],
-            last: 0,
-        }
+        MilestonePort { events, seen: [false; 256], last: 0 }
     }
 }
 
@@ -73,10 +69,7 @@ impl BusDevice for MilestonePort {
         let Some(&value) = data.first() else { return };
         self.last = value;
         if !std::mem::replace(&mut self.seen[usize::from(value)], true) {
-            let hit = MilestoneHit {
-                milestone: Milestone::from(value),
-                at: Instant::now(),
-            };
+            let hit = MilestoneHit { milestone: Milestone::from(value), at: Instant::now() };
             self.events.send(GuestEvent::Milestone(hit));
         }
     }
@@ -103,10 +96,7 @@ mod tests {
             .collect();
         let names: Vec<_> = hits.iter().map(|hit| hit.milestone).collect();
         use Milestone::*;
-        assert_eq!(
-            names,
-            [KernelEntry, FirstUser, Other(0x55), LastProgramEnded]
-        );
+        assert_eq!(names, [KernelEntry, FirstUser, Other(0x55), LastProgramEnded]);
         assert!(hits.is_sorted_by_key(|hit| hit.at));
         let mut data = [0];
         port.read(0, &mut data);

@@ -33,10 +33,7 @@ pub struct I8042Reset {
 impl I8042Reset {
     /// Reports to `events`.
     pub fn new(events: EventSender) -> I8042Reset {
-        I8042Reset {
-            events,
-            reported: false,
-        }
+        I8042Reset { events, reported: false }
     }
 }
 
@@ -65,11 +62,7 @@ pub struct Cf9Reset {
 impl Cf9Reset {
     /// Reports to `events`.
     pub fn new(events: EventSender) -> Cf9Reset {
-        Cf9Reset {
-            events,
-            value: 0,
-            reported: false,
-        }
+        Cf9Reset { events, value: 0, reported: false }
     }
 }
 
@@ -105,10 +98,7 @@ mod tests {
         assert_eq!(events.drain().count(), 0);
         port.write(0, &[0xfe]);
         port.write(0, &[0xfe]);
-        assert_eq!(
-            events.drain().collect::<Vec<_>>(),
-            [GuestEvent::Reset(ResetSource::I8042)]
-        );
+        assert_eq!(events.drain().collect::<Vec<_>>(), [GuestEvent::Reset(ResetSource::I8042)]);
     }
 
     #[test]
@@ -121,10 +111,7 @@ mod tests {
             port.read(0, &mut data);
             assert_eq!((data, events.drain().count()), ([0x02], 0));
             port.write(0, &[value]);
-            assert_eq!(
-                events.drain().collect::<Vec<_>>(),
-                [GuestEvent::Reset(ResetSource::Cf9)]
-            );
+            assert_eq!(events.drain().collect::<Vec<_>>(), [GuestEvent::Reset(ResetSource::Cf9)]);
         }
     }
 }

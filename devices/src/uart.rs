@@ -67,11 +67,7 @@ struct Out {
 
 impl Out {
     fn push_out(&mut self) -> io::Result<()> {
-        let result = if self.line.is_empty() {
-            Ok(())
-        } else {
-            self.sink.write_all(&self.line)
-        };
+        let result = if self.line.is_empty() { Ok(()) } else { self.sink.write_all(&self.line) };
         if result.is_err() {
             self.lost += self.line.len() as u64;
         }
@@ -88,11 +84,7 @@ impl Write for Out {
 
     fn flush(&mut self) -> io::Result<()> {
         let full = self.line.len() >= LINE_MAX || self.line.last() == Some(&b'\n');
-        if self.buffering == Buffering::None || full {
-            self.push_out()
-        } else {
-            Ok(())
-        }
+        if self.buffering == Buffering::None || full { self.push_out() } else { Ok(()) }
     }
 }
 
@@ -108,12 +100,7 @@ impl Uart {
     /// A port whose output goes to `sink`.
     pub fn new(sink: Box<dyn Write + Send>, buffering: Buffering) -> io::Result<Uart> {
         let irq = Irq(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let out = Out {
-            sink,
-            line: Vec::with_capacity(LINE_MAX),
-            buffering,
-            lost: 0,
-        };
+        let out = Out { sink, line: Vec::with_capacity(LINE_MAX), buffering, lost: 0 };
         Ok(Uart {
             serial: Serial::new(irq, out),
             backlog: VecDeque::new(),
@@ -177,9 +164,7 @@ impl Uart {
         if let Err(error) = result
             && !std::mem::replace(&mut self.output_failed, true)
         {
-            log::warn!(
-                "serial port output: {error}; further output that fails is counted, not reported"
-            );
+            log::warn!("serial port output: {error}; further output that fails is counted, not reported");
         }
     }
 }
