@@ -87,7 +87,8 @@ fn write_list(path: &Path, programs: &[programs::Program]) -> Result<(), String>
     for program in programs {
         if !names.contains(&&program.name) {
             names.push(&program.name);
-            writeln!(text, "    ({:?}, include_bytes!({:?})),", program.name, program.path).map_err(|e| e.to_string())?;
+            writeln!(text, "    ({:?}, include_bytes!({:?})),", program.name, program.path)
+                .map_err(|e| e.to_string())?;
         }
     }
     text.push_str("]\n");

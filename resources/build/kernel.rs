@@ -98,7 +98,8 @@ fn cargo(scheme: &Scheme, request: &Request<'_>, dir: &Path, script: &Path) -> C
 /// own setting and stays.
 fn is_outer_build(name: &str) -> bool {
     const KEEP: [&str; 5] = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_"];
-    const CLEAR: [&str; 8] = ["CARGO", "__CARGO", "RUSTC", "RUSTDOC", "RUSTFLAGS", "CLIPPY_", "DEP_", "RUSTUP_TOOLCHAIN"];
+    const CLEAR: [&str; 8] =
+        ["CARGO", "__CARGO", "RUSTC", "RUSTDOC", "RUSTFLAGS", "CLIPPY_", "DEP_", "RUSTUP_TOOLCHAIN"];
     const CLEAR_EXACT: [&str; 10] = [
         "LD_LIBRARY_PATH",
         "MAKEFLAGS",

@@ -36,7 +36,8 @@ struct Compiler {
 /// Builds what is older than its source into `out/VARIANT/NAME`.
 pub fn build(source_dir: &Path, out: &Path, rustc: &Path) -> Result<Outcome, String> {
     const C: &[&str] = &["-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-static", "-pthread", "-s"];
-    const RUST: &[&str] = &["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-Ccodegen-units=1"];
+    const RUST: &[&str] =
+        &["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-Ccodegen-units=1"];
     let mut outcome = Outcome::default();
     let sources = sources(source_dir)?;
     let header = modified(&source_dir.join("check.h"));
@@ -46,7 +47,9 @@ pub fn build(source_dir: &Path, out: &Path, rustc: &Path) -> Result<Outcome, Str
         ("rust", "rs", Some(rustc.to_owned()), RUST),
     ] {
         let Some(command) = command else {
-            outcome.warnings.push(format!("example programs of variant {variant} are left out: no compiler (run `make setup`)"));
+            outcome
+                .warnings
+                .push(format!("example programs of variant {variant} are left out: no compiler (run `make setup`)"));
             continue;
         };
         let compiler = Compiler { variant, extension, command, args };
@@ -56,11 +59,10 @@ pub fn build(source_dir: &Path, out: &Path, rustc: &Path) -> Result<Outcome, Str
             let Some(name) = source.file_stem().and_then(|s| s.to_str()) else { continue };
             let path = dir.join(name);
             let newest_input = modified(source).max(header);
-            if modified(&path) <= newest_input {
-                if let Err(message) = compiler.run(source, &path) {
-                    outcome.warnings.push(message);
-                    continue;
-                }
+            let stale = modified(&path) <= newest_input;
+            if stale && let Err(message) = compiler.run(source, &path) {
+                outcome.warnings.push(message);
+                continue;
             }
             outcome.programs.push(Program { name: name.to_owned(), path });
         }

@@ -105,9 +105,8 @@ impl Compiler {
         let inner = sysroot.join("bin/rustc");
         let rustc = if inner.is_file() { inner } else { rustc.to_owned() };
         let verbose = output(&rustc, &["-vV"])?;
-        let field = |name: &str| {
-            verbose.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
-        };
+        let field =
+            |name: &str| verbose.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
         Some(Self { version: field("release:")?, host: field("host:")?, rustc, sysroot })
     }
 

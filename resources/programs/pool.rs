@@ -142,9 +142,8 @@ fn waiting() -> Result<(), String> {
     let (mutex, condvar) = (Mutex::new(()), Condvar::new());
     let wanted = Duration::from_millis(15);
     let start = Instant::now();
-    let (_guard, result) = condvar
-        .wait_timeout_while(mutex.lock().unwrap(), wanted, |()| true)
-        .map_err(|_| "poisoned".to_owned())?;
+    let (_guard, result) =
+        condvar.wait_timeout_while(mutex.lock().unwrap(), wanted, |()| true).map_err(|_| "poisoned".to_owned())?;
     if !result.timed_out() || start.elapsed() < wanted {
         return Err(format!("waited {:?} of {wanted:?}", start.elapsed()));
     }

@@ -1,0 +1,42 @@
+# Targets for people; cargo does the work. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint soak clean
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+export TASKVISOR_BIN ?= $(abspath $(TARGET_DIR))/release/taskvisor
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+setup: ## install what is missing beside cargo (root on Debian), or say what is
+	@resources/setup.sh
+
+demo: ## build everything and run real programs in a guest with two vCPUs
+	@resources/setup.sh build
+	@$(CARGO) build --release --locked -p taskvisor
+	@resources/demo.sh
+
+test: ## all tests: units, whole system on KVM, the same kernel under QEMU
+	@resources/setup.sh build test
+	@$(CARGO) build --release --locked -p taskvisor
+	@tests/run.sh
+
+bench: ## counts and times, each beside its counterpart; writes target/bench.json
+	@resources/setup.sh build test bench
+	@$(CARGO) build --release --locked -p taskvisor
+	@$(CARGO) run --release --locked -q -p taskvisor-tests --bin taskvisor-bench -- --json $(TARGET_DIR)/bench.json
+
+lint: ## formatting and clippy, host and guest; warnings are errors
+	@resources/setup.sh build
+	@tests/lint.sh
+
+soak: ## the stress programs over and over for SOAK_MINUTES (10)
+	@resources/setup.sh build
+	@$(CARGO) build --release --locked -p taskvisor
+	@tests/soak.sh
+
+clean: ## remove everything that was built
+	@$(CARGO) clean

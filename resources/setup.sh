@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Installs what is missing beside cargo: as root on a Debian-like system with apt, elsewhere it lists what is missing and how
+# to get it, and fails. ALLOW_MISSING=1 goes on without.
+#   resources/setup.sh [build] [test] [bench]     what for; default: all
+set -euo pipefail
+
+purposes=${*:-build test bench}
+missing_packages=()
+missing_what=()
+
+# need TEST PACKAGES WHAT
+need() {
+    if ! eval "$1" >/dev/null 2>&1; then
+        # shellcheck disable=SC2206 # a list of package names
+        missing_packages+=($2)
+        missing_what+=("$3 (Debian: $2)")
+    fi
+}
+
+sysroot_of() { RUSTUP_AUTO_INSTALL=0 "$1" --print sysroot 2>/dev/null; }
+
+# A compiler whose sysroot has the guest's target, or the source of its own library.
+guest_compiler() {
+    local rustc sysroot
+    for rustc in "${RUSTC:-rustc}" /usr/bin/rustc; do
+        sysroot=$(sysroot_of "$rustc") || continue
+        compgen -G "$sysroot/lib/rustlib/x86_64-unknown-none/lib/libcore-*" && return 0
+        [[ -f $sysroot/lib/rustlib/src/rust/library/core/Cargo.toml ]] && return 0
+    done
+    return 1
+}
+
+for purpose in $purposes; do
+    case $purpose in
+    build)
+        need 'command -v cargo' 'cargo' 'a Rust toolchain, 1.95 or newer'
+        need 'command -v cc && echo "#include <stdio.h>" | cc -E -' 'gcc libc6-dev' 'a C compiler'
+        need 'guest_compiler' 'rustc-web rust-web-src' 'a compiler for the guest kernel: or `rustup target add x86_64-unknown-none`'
+        need 'command -v musl-gcc' 'musl-tools' 'musl-gcc, for the example programs'
+        need 'test -x "$(command -v busybox)" && ! ldd "$(command -v busybox)"' 'busybox-static' 'a static busybox, which the demo runs'
+        ;;
+    test)
+        need 'command -v bash-static' 'bash-static' 'a static bash'
+        need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, as the check on exact CPU semantics'
+        ;;
+    bench)
+        need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, which counts instructions and is the counterpart'
+        ;;
+    *)
+        echo "setup: unknown purpose '$purpose' (build, test, bench)" >&2
+        exit 2
+        ;;
+    esac
+done
+
+if ((${#missing_packages[@]} == 0)); then
+    exit 0
+fi
+if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    mapfile -t packages < <(printf '%s\n' "${missing_packages[@]}" | sort -u)
+    echo "setup: installing ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    # Package lists may be stale or absent: one update, once.
+    apt-get update -qq
+    if apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null; then
+        exit 0
+    fi
+    echo "setup: apt-get could not install all of it" >&2
+fi
+# Without apt the target can still come from rustup. Never in CI, where nothing may be fetched behind the lock files' back.
+if ! guest_compiler >/dev/null && [[ -z ${CI:-} ]] && ! command -v apt-get >/dev/null && command -v rustup >/dev/null; then
+    rustup target add x86_64-unknown-none && exec "$0" "$@"
+fi
+echo "setup: missing here:" >&2
+printf '  %s\n' "${missing_what[@]}" >&2
+if [[ ${ALLOW_MISSING:-0} == 1 ]]; then
+    echo "setup: ALLOW_MISSING=1: going on without" >&2
+    exit 0
+fi
+echo "install these, or set ALLOW_MISSING=1 to leave out what needs them" >&2
+exit 1
