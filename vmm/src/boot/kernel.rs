@@ -1,0 +1,329 @@
+//! The kernel file: what kind it is, whether it is ours, loading it, and its symbols for reports.
+//!
+//! [`crate::vm`] opens and loads it; [`crate::vcpu::report`] asks for symbols, long after. Invariant: the file is never
+//! held in memory as a whole; linux-loader reads segments straight into the guest.
+
+use std::fs::File;
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use linux_loader::bootparam::setup_header;
+use linux_loader::loader::bzimage::BzImage;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{KernelLoader, KernelLoaderResult};
+use object::elf::{FileHeader64, PT_NOTE};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{LittleEndian, Object, ObjectSymbol, ReadCache, ReadRef};
+use vm_memory::GuestAddress;
+
+use crate::memory::{HIGH_RAM_START, Ram, low_end};
+
+/// `XEN_ELFNOTE_PHYS32_ENTRY` (xen/include/public/elfnote.h).
+const XEN_PHYS32_ENTRY: u32 = 18;
+/// Our kernel carries a note of this name and type 1.
+const OUR_NOTE: &[u8] = b"Taskvisor";
+/// Where `HdrS` stands in a bzImage (Linux, Documentation/arch/x86/boot.rst).
+const BZIMAGE_MAGIC_OFFSET: u64 = 0x202;
+/// bzImage: the 64-bit entry lies this far behind the 32-bit one (boot.rst, "64-bit boot protocol").
+const BZIMAGE_ENTRY_64: u64 = 0x200;
+/// `xloadflags` bit 0: the kernel has the 64-bit entry (boot.rst, XLF_KERNEL_64).
+const XLF_KERNEL_64: u16 = 1;
+
+/// Why a kernel file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// It can't be opened or read.
+    #[error("can't read the kernel {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Neither ELF nor bzImage.
+    #[error("{path} is not a kernel: it {what}; --kernel takes an ELF with a PVH entry or a Linux bzImage")]
+    NotAKernel {
+        /// The file.
+        path: PathBuf,
+        /// What it looks like.
+        what: &'static str,
+    },
+    /// The headers promise more than the file holds, or contradict each other.
+    #[error("the kernel {path} is damaged or cut short: {detail}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// An ELF without the PVH note.
+    #[error(
+        "the ELF {path} has no PVH entry point (note XEN_ELFNOTE_PHYS32_ENTRY): it is a program or another kind of kernel"
+    )]
+    NoPvh {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A segment lies where there is no RAM.
+    #[error("the kernel {path} doesn't fit into guest memory, whose low part ends at {low_end:#x}: give more --memory")]
+    TooBig {
+        /// The file.
+        path: PathBuf,
+        /// End of low RAM.
+        low_end: u64,
+    },
+}
+
+/// A place that kernel bytes come from.
+#[derive(Debug)]
+enum Source {
+    Embedded(&'static [u8]),
+    File(File),
+}
+
+/// The formats that boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// ELF with a PVH entry.
+    PvhElf {
+        /// Physical 32-bit entry.
+        entry: u32,
+    },
+    /// Linux bzImage with a 64-bit entry.
+    BzImage,
+}
+
+/// A kernel that passed its checks.
+#[derive(Debug)]
+pub struct Kernel {
+    path: PathBuf,
+    source: Source,
+    format: Format,
+    ours: bool,
+}
+
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// How it is entered.
+    pub entry: Entry,
+    /// First address behind it, .bss included.
+    pub end: u64,
+}
+
+/// How a loaded kernel is entered.
+#[derive(Debug)]
+pub enum Entry {
+    /// 32-bit protected mode, paging off (PVH).
+    Pvh {
+        /// Physical address.
+        rip: u64,
+    },
+    /// 64-bit mode with identity page tables (Linux).
+    Linux64 {
+        /// Physical address.
+        rip: u64,
+        /// Setup header to be copied into the zero page.
+        header: Box<setup_header>,
+    },
+}
+
+impl Kernel {
+    /// Opens a kernel file and finds out what it is.
+    pub fn open(path: &Path) -> Result<Self, KernelError> {
+        let read_error = |source| KernelError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(read_error)?;
+        if file.metadata().map_err(read_error)?.is_dir() {
+            return Err(KernelError::NotAKernel { path: path.to_owned(), what: "is a directory" });
+        }
+        Self::inspect(path.to_owned(), Source::File(file))
+    }
+
+    /// A kernel that is part of this program.
+    pub fn embedded(image: &'static [u8]) -> Result<Self, KernelError> {
+        Self::inspect(PathBuf::from("(built in)"), Source::Embedded(image))
+    }
+
+    fn inspect(path: PathBuf, source: Source) -> Result<Self, KernelError> {
+        let (format, ours) = match &source {
+            Source::Embedded(bytes) => examine(&path, *bytes)?,
+            Source::File(file) => examine(&path, &ReadCache::new(file))?,
+        };
+        Ok(Self { path, source, format, ours })
+    }
+
+    /// The kernel's format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Whether it is Taskvisor's own kernel, which keeps docs/abi.md.
+    pub fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// The name to show.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Copies the kernel to `out`, for `taskvisor image`.
+    pub fn write_to(&self, out: &mut impl io::Write) -> io::Result<u64> {
+        match &self.source {
+            Source::Embedded(bytes) => out.write_all(bytes).map(|()| bytes.len() as u64),
+            Source::File(file) => {
+                let mut file = file;
+                file.seek(SeekFrom::Start(0))?;
+                io::copy(&mut file, out)
+            }
+        }
+    }
+
+    /// Reads the kernel's segments into guest memory.
+    pub fn load(&self, ram: &Ram) -> Result<Loaded, KernelError> {
+        let result = match &self.source {
+            Source::Embedded(bytes) => self.load_from(ram, &mut Cursor::new(*bytes)),
+            Source::File(file) => file
+                .try_clone()
+                .map_err(|source| KernelError::Read { path: self.path.clone(), source })
+                .and_then(|mut file| self.load_from(ram, &mut file)),
+        }?;
+        let entry = match self.format {
+            Format::PvhElf { entry } => Entry::Pvh { rip: entry.into() },
+            Format::BzImage => Entry::Linux64 {
+                rip: result.kernel_load.0 + BZIMAGE_ENTRY_64,
+                header: Box::new(result.setup_header.unwrap_or_default()),
+            },
+        };
+        // A bzImage unpacks itself behind its load address and says how much it needs for that.
+        let end = match &entry {
+            Entry::Linux64 { header, .. } => result.kernel_end.max(header.pref_address + u64::from(header.init_size)),
+            Entry::Pvh { .. } => result.kernel_end,
+        };
+        if end > low_end(ram) {
+            return Err(self.too_big(ram));
+        }
+        Ok(Loaded { entry, end })
+    }
+
+    fn load_from<F>(&self, ram: &Ram, file: &mut F) -> Result<KernelLoaderResult, KernelError>
+    where
+        F: Read + Seek + vm_memory::ReadVolatile,
+    {
+        let result = match self.format {
+            Format::PvhElf { .. } => Elf::load(ram, None, file, None),
+            Format::BzImage => BzImage::load(ram, None, file, Some(GuestAddress(HIGH_RAM_START))),
+        };
+        use linux_loader::loader::Error as L;
+        use linux_loader::loader::bzimage::Error as B;
+        use linux_loader::loader::elf::Error as E;
+        match result {
+            Ok(result) if matches!(result.pvh_boot_cap, PvhBootCapability::PvhEntryPresent(_)) => Ok(result),
+            Ok(result) if self.format == Format::BzImage || result.kernel_end != 0 => Ok(result),
+            Ok(_) => Err(self.damaged("it has nothing to load")),
+            Err(L::Elf(E::ReadKernelImage) | L::Bzimage(B::ReadBzImageCompressedKernel)) => Err(self.too_big(ram)),
+            Err(error) => Err(self.damaged(&error.to_string())),
+        }
+    }
+
+    fn too_big(&self, ram: &Ram) -> KernelError {
+        KernelError::TooBig { path: self.path.clone(), low_end: low_end(ram) }
+    }
+
+    fn damaged(&self, detail: &str) -> KernelError {
+        KernelError::Damaged { path: self.path.clone(), detail: detail.to_owned() }
+    }
+
+    /// The function that holds `address`, and how far into it; `None` without a symbol table.
+    pub fn symbol(&self, address: u64) -> Option<(String, u64)> {
+        match &self.source {
+            Source::Embedded(bytes) => symbol_in(*bytes, address),
+            Source::File(file) => symbol_in(&ReadCache::new(file), address),
+        }
+    }
+}
+
+/// Finds the format and whether the kernel is ours; refuses what won't boot.
+fn examine<'data, R: ReadRef<'data>>(path: &Path, data: R) -> Result<(Format, bool), KernelError> {
+    let path = || path.to_owned();
+    let magic = data.read_bytes_at(0, 4).unwrap_or_default();
+    if magic == object::elf::ELFMAG {
+        return examine_elf(path, data);
+    }
+    if data.read_bytes_at(BZIMAGE_MAGIC_OFFSET, 4) == Ok(b"HdrS") {
+        // xloadflags: boot.rst, offset 0x236.
+        let flags = data.read_bytes_at(0x236, 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
+        return if flags & XLF_KERNEL_64 != 0 {
+            Ok((Format::BzImage, false))
+        } else {
+            Err(KernelError::NotAKernel { path: path(), what: "is a bzImage without a 64-bit entry" })
+        };
+    }
+    let len = data.len().unwrap_or(0);
+    let head = data.read_bytes_at(0, len.min(512)).unwrap_or_default();
+    let what = if head.is_empty() {
+        "is empty"
+    } else if head.starts_with(b"#!") {
+        "is a script"
+    } else if head.iter().all(|&b| b == b'\n' || b == b'\t' || b == b'\r' || (b >= 0x20 && b != 0x7f)) {
+        "is a text file"
+    } else {
+        "has an unknown format"
+    };
+    Err(KernelError::NotAKernel { path: path(), what })
+}
+
+fn examine_elf<'data, R: ReadRef<'data>>(path: impl Fn() -> PathBuf, data: R) -> Result<(Format, bool), KernelError> {
+    let damaged = |detail: String| KernelError::Damaged { path: path(), detail };
+    let ident = data.read_bytes_at(0, 20).map_err(|()| damaged("the ELF header is incomplete".into()))?;
+    if ident[4] != object::elf::ELFCLASS64 {
+        return Err(KernelError::NotAKernel { path: path(), what: "is a 32-bit ELF" });
+    }
+    if u16::from_le_bytes([ident[18], ident[19]]) != object::elf::EM_X86_64 {
+        return Err(KernelError::NotAKernel { path: path(), what: "is an ELF for another CPU than x86-64" });
+    }
+    let header = FileHeader64::<LittleEndian>::parse(data).map_err(|e| damaged(e.to_string()))?;
+    let endian = header.endian().map_err(|e| damaged(e.to_string()))?;
+    let segments = header.program_headers(endian, data).map_err(|e| damaged(e.to_string()))?;
+
+    let (mut entry, mut ours) = (None, false);
+    let len = data.len().unwrap_or(0);
+    for segment in segments {
+        let (offset, size) = (segment.p_offset(endian), segment.p_filesz(endian));
+        if offset.checked_add(size).is_none_or(|end| end > len) {
+            return Err(damaged(format!("a segment ends at byte {}, the file has {len}", offset.saturating_add(size))));
+        }
+        if segment.p_type(endian) != PT_NOTE {
+            continue;
+        }
+        let notes = segment.notes(endian, data).map_err(|e| damaged(e.to_string()))?;
+        for note in notes.into_iter().flatten() {
+            let note = note.map_err(|e| damaged(e.to_string()))?;
+            match (note.name(), note.n_type(endian)) {
+                (b"Xen", XEN_PHYS32_ENTRY) => {
+                    // 4 or 8 bytes, a 32-bit physical address either way.
+                    entry = note.desc().first_chunk::<4>().map(|b| u32::from_le_bytes(*b));
+                }
+                (OUR_NOTE, 1) => ours = true,
+                _ => {}
+            }
+        }
+    }
+    let entry = entry.ok_or_else(|| KernelError::NoPvh { path: path() })?;
+    Ok((Format::PvhElf { entry }, ours))
+}
+
+fn symbol_in<'data, R: ReadRef<'data>>(data: R, address: u64) -> Option<(String, u64)> {
+    let file = object::read::elf::ElfFile64::<LittleEndian, R>::parse(data).ok()?;
+    let best = file
+        .symbols()
+        .filter(|s| s.address() <= address && s.kind() == object::SymbolKind::Text && !s.is_undefined())
+        .max_by_key(|s| s.address())?;
+    let offset = address - best.address();
+    // A symbol with a size ends there; one without (assembly) is believed for a page.
+    if offset >= best.size().max(0x1000) {
+        return None;
+    }
+    let name = best.name().ok()?;
+    Some((format!("{:#}", rustc_demangle::demangle(name)), offset))
+}

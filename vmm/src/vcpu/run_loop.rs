@@ -1,0 +1,250 @@
+//! One vCPU's thread: a state machine around KVM_RUN.
+//!
+//! ```text
+//!            Pause                    Stop, or the other side has gone
+//!  Running ---------> Paused    Running, Paused ---------------------> Finished(Stopped)
+//!     ^                 |       Running -- an exit nobody expects ----> Finished(Failed(report))
+//!     +-----Resume------+
+//! ```
+//! [`crate::vm`] spawns [`Vcpu::run`] on a thread of its own and talks to it through commands followed by
+//! [`super::kick`]. Commands are looked at only after an interrupted KVM_RUN, never on the hot path.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use kvm_ioctls::VcpuFd;
+use taskvisor_devices::bus::Bus;
+
+use super::counts::{ExitCounts, Kind};
+use super::exit::{Exit, Fatal, RunPage, decode};
+use super::kick::Armed;
+use super::report::Snapshot;
+use crate::memory::Ram;
+
+/// What the owner of a vCPU may ask of it; each is followed by a kick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Stay out of the guest until `Resume`.
+    Pause,
+    /// Go on.
+    Resume,
+    /// End the thread.
+    Stop,
+}
+
+/// Why a vCPU's thread ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was told to.
+    Stopped,
+    /// The guest can't go on.
+    Failed(Box<Failure>),
+}
+
+/// An exit that ends the VM, and the vCPU at that moment.
+#[derive(Debug)]
+pub struct Failure {
+    /// Which vCPU.
+    pub vcpu: u32,
+    /// Why.
+    pub reason: Fatal,
+    /// Registers and code, as far as KVM gave them.
+    pub snapshot: Snapshot,
+}
+
+/// The address spaces that exits reach.
+#[derive(Debug)]
+pub struct Buses {
+    /// Ports.
+    pub pio: Bus,
+    /// Memory-mapped registers.
+    pub mmio: Bus,
+}
+
+/// A vCPU that is ready to run.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// Its number.
+    pub id: u32,
+    /// Its file descriptor.
+    pub fd: VcpuFd,
+    /// Size of its `kvm_run` mapping (KVM_GET_VCPU_MMAP_SIZE).
+    pub run_size: usize,
+    /// Where I/O goes.
+    pub buses: Arc<Buses>,
+    /// Guest memory, for reports.
+    pub ram: Ram,
+    /// What it is asked to do.
+    pub commands: Receiver<Command>,
+    /// Its exits.
+    pub counts: Arc<ExitCounts>,
+}
+
+enum State {
+    Running,
+    Paused,
+    Finished(Outcome),
+}
+
+impl Vcpu {
+    /// Runs the vCPU until it ends. Call it on the thread that shall be the vCPU's for good.
+    pub fn run(mut self) -> Outcome {
+        let _armed = Armed::new(&mut self.fd);
+        // A kick before this point has set no flag, but its command waits in the channel.
+        let mut state = self.next_command(State::Running);
+        loop {
+            state = match state {
+                State::Running => self.running(),
+                State::Paused => self.paused(),
+                State::Finished(outcome) => return outcome,
+            }
+        }
+    }
+
+    /// In the guest, until something else than I/O happens.
+    fn running(&mut self) -> State {
+        loop {
+            let result = self.fd.run().map(|_| ()).map_err(|error| error.errno());
+            // SAFETY: the mapping is `run_size` bytes long (KVM_GET_VCPU_MMAP_SIZE) and lives as long as `fd`; the
+            // exit that borrows it is gone at the end of this turn, before the next KVM_RUN.
+            let page = unsafe { RunPage::new(self.fd.get_kvm_run(), self.run_size) };
+            let (kind, next) = serve(decode(result, page), &self.buses);
+            self.counts.add(kind);
+            match next {
+                Next::Continue => {}
+                Next::LookForCommands => {
+                    self.fd.set_kvm_immediate_exit(0);
+                    return self.next_command(State::Running);
+                }
+                Next::Fail(reason) => {
+                    let snapshot = Snapshot::take(&mut self.fd, &self.ram);
+                    return State::Finished(Outcome::Failed(Box::new(Failure { vcpu: self.id, reason, snapshot })));
+                }
+            }
+        }
+    }
+
+    /// Out of the guest until the next command.
+    fn paused(&mut self) -> State {
+        match self.commands.recv() {
+            Ok(command) => on_command(State::Paused, command),
+            Err(_) => State::Finished(Outcome::Stopped),
+        }
+    }
+
+    /// Takes all commands that wait.
+    fn next_command(&mut self, mut state: State) -> State {
+        loop {
+            state = match self.commands.try_recv() {
+                Ok(command) => on_command(state, command),
+                Err(TryRecvError::Empty) => return state,
+                Err(TryRecvError::Disconnected) => return State::Finished(Outcome::Stopped),
+            };
+            if let State::Finished(_) = state {
+                return state;
+            }
+        }
+    }
+}
+
+fn on_command(state: State, command: Command) -> State {
+    match (state, command) {
+        (State::Finished(outcome), _) => State::Finished(outcome),
+        (_, Command::Stop) => State::Finished(Outcome::Stopped),
+        (_, Command::Pause) => State::Paused,
+        (_, Command::Resume) => State::Running,
+    }
+}
+
+/// What the loop does after an exit.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Continue,
+    LookForCommands,
+    Fail(Fatal),
+}
+
+/// Carries I/O out. Addresses that nobody claims read as all ones and swallow writes, as on real machines.
+fn serve(exit: Exit<'_>, buses: &Buses) -> (Kind, Next) {
+    match exit {
+        Exit::PortIn { port, size, data } => {
+            for item in data.chunks_exact_mut(size) {
+                buses.pio.read(port.into(), item);
+            }
+            (Kind::PortIn, Next::Continue)
+        }
+        Exit::PortOut { port, size, data } => {
+            for item in data.chunks_exact(size) {
+                buses.pio.write(port.into(), item);
+            }
+            (Kind::PortOut, Next::Continue)
+        }
+        Exit::MmioRead { address, data } => {
+            buses.mmio.read(address, data);
+            (Kind::MmioRead, Next::Continue)
+        }
+        Exit::MmioWrite { address, data } => {
+            buses.mmio.write(address, data);
+            (Kind::MmioWrite, Next::Continue)
+        }
+        Exit::Interrupted => (Kind::Interrupted, Next::LookForCommands),
+        // With KVM's irqchip a halted vCPU waits in the kernel, so this doesn't happen; if it does, waiting again is right.
+        Exit::Halted => (Kind::Halted, Next::LookForCommands),
+        Exit::Fatal(fatal) => (Kind::Fatal, Next::Fail(fatal)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use taskvisor_devices::bus::{BusDevice, BusKind};
+
+    /// Answers its own offset, remembers writes.
+    #[derive(Default)]
+    struct Recorder(Vec<(u64, Vec<u8>)>);
+
+    impl BusDevice for Recorder {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(offset as u8 + 1);
+        }
+        fn write(&mut self, offset: u64, data: &[u8]) {
+            self.0.push((offset, data.to_vec()));
+        }
+    }
+
+    fn buses() -> (Buses, Arc<Mutex<Recorder>>) {
+        let recorder = Arc::new(Mutex::new(Recorder::default()));
+        let mut buses = Buses { pio: Bus::new(BusKind::Pio), mmio: Bus::new(BusKind::Mmio) };
+        buses.pio.insert("recorder", 0x10, 8, recorder.clone()).unwrap();
+        buses.mmio.insert("recorder", 0xd000_0000, 8, recorder.clone()).unwrap();
+        (buses, recorder)
+    }
+
+    #[test]
+    fn string_output_is_one_write_per_item() {
+        let (buses, recorder) = buses();
+        let exit = Exit::PortOut { port: 0x11, size: 2, data: b"abcd" };
+        assert_eq!(serve(exit, &buses), (Kind::PortOut, Next::Continue));
+        assert_eq!(recorder.lock().unwrap().0, [(1, b"ab".to_vec()), (1, b"cd".to_vec())]);
+    }
+
+    #[test]
+    fn unclaimed_addresses_read_as_ones() {
+        let (buses, _) = buses();
+        let mut data = [0; 4];
+        serve(Exit::PortIn { port: 0x70, size: 4, data: &mut data }, &buses);
+        assert_eq!(data, [0xff; 4]);
+        serve(Exit::MmioRead { address: 0xd000_0003, data: &mut data[..1] }, &buses);
+        assert_eq!(data, [4, 0xff, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn stop_wins_and_pause_waits() {
+        assert!(matches!(on_command(State::Running, Command::Pause), State::Paused));
+        assert!(matches!(on_command(State::Paused, Command::Resume), State::Running));
+        assert!(matches!(on_command(State::Paused, Command::Stop), State::Finished(Outcome::Stopped)));
+        let finished = State::Finished(Outcome::Stopped);
+        assert!(matches!(on_command(finished, Command::Resume), State::Finished(_)));
+    }
+}
