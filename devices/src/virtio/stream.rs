@@ -337,3 +337,51 @@ pub(super) fn wait(fds: &mut [libc::pollfd], timeout: i32) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{PipeReader, PipeWriter, Read};
+    use std::os::fd::AsFd;
+
+    /// A pipe whose write end can't be reopened.
+    fn careful() -> (PipeReader, OutputStream) {
+        let (reader, writer): (PipeReader, PipeWriter) = io::pipe().unwrap();
+        let mut stream = OutputStream::new(writer.as_fd()).unwrap();
+        assert!(matches!(stream.endpoint.access, Access::Reopened(_)));
+        stream.endpoint.access = Access::Careful(libc::PIPE_BUF);
+        (reader, stream)
+    }
+
+    fn iovec_of(bytes: &[u8]) -> iovec {
+        iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+    }
+
+    #[test]
+    fn without_reopening_a_pipe_takes_pipe_buf_at_a_time_and_never_blocks() {
+        let (mut reader, mut stream) = careful();
+        let block = [1; libc::PIPE_BUF];
+        assert_eq!(stream.limit(), block.len());
+        let mut total = 0;
+        while let Written::Bytes(count) = stream.write(&[iovec_of(&block)]) {
+            total += count;
+        }
+        assert_eq!(total, 65536);
+        assert_eq!(stream.write(&[iovec_of(&block)]), Written::WouldBlock);
+        reader.read_exact(&mut [0; libc::PIPE_BUF]).unwrap();
+        assert_eq!(stream.write(&[iovec_of(&block)]), Written::Bytes(block.len()));
+        drop(reader);
+        assert_eq!(stream.write(&[iovec_of(&block)]), Written::Closed);
+        assert_eq!(stream.error().unwrap().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn what_epoll_refuses_is_always_ready() {
+        let null = File::create("/dev/null").unwrap();
+        let stream = OutputStream::new(null.as_fd()).unwrap();
+        assert_eq!(stream.interest(), Interest::Ready);
+        let (_reader, writer) = io::pipe().unwrap();
+        let stream = OutputStream::new(writer.as_fd()).unwrap();
+        assert!(matches!(stream.interest(), Interest::Poll(fd) if fd != writer.as_raw_fd()));
+    }
+}
