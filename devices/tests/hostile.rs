@@ -235,7 +235,7 @@ fn noise_from_two_threads_never_breaks_the_device() {
                 let queue = (random.next() % 6) as usize;
                 match random.next() % 8 {
                     0..4 => {
-                        let flags = if queue % 2 == 0 { F_WRITE } else { 0 } | (random.next() % 2) as u16;
+                        let flags = if queue.is_multiple_of(2) { F_WRITE } else { 0 } | (random.next() % 2) as u16;
                         let (addr, len) = (DATA + random.next() % 0x1000, (random.next() % 512) as u32);
                         let (index, next) = ((random.next() % 64) as u16, (random.next() % 64) as u16);
                         guest.write_desc(queue, index, addr, len, flags, next);
