@@ -1,1 +1,42 @@
-//! Helpers of the whole-system tests.
+//! Helpers of the whole-system tests: real KVM, real QEMU, real programs.
+//!
+//! [`Guest`] describes one run of `taskvisor run`, [`run::Run`] any command with a hard time limit; both give an
+//! [`run::Outcome`] whose checks print, when they fail, the command that repeats the run by itself. [`prereq`] finds what the
+//! tests need beside cargo.
+
+pub mod guest;
+pub mod prereq;
+pub mod qemu;
+pub mod run;
+pub mod selftest;
+pub mod serial;
+pub mod temp;
+
+pub use guest::Guest;
+pub use run::{Outcome, Run};
+pub use temp::TempDir;
+
+/// Turns each function of a [`Guest`] prepared for some vCPUs into three tests: on 1, 2 and 4 vCPUs.
+#[macro_export]
+macro_rules! on_1_2_and_4_vcpus {
+    ($($(#[$meta:meta])* fn $name:ident($guest:ident: Guest) $body:block)*) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports, reason = "not every test body uses all that its file imports")]
+            use super::*;
+            fn on($guest: $crate::Guest) $body
+            fn run(vcpus: u32) {
+                if $crate::prereq::kvm_or_left_out() {
+                    let _beside_others = $crate::serial::shared();
+                    on($crate::Guest::new(vcpus));
+                }
+            }
+            #[test]
+            fn vcpus_1() { run(1); }
+            #[test]
+            fn vcpus_2() { run(2); }
+            #[test]
+            fn vcpus_4() { run(4); }
+        }
+    )*};
+}

@@ -1,0 +1,57 @@
+//! Our own programs, C with two libraries and Rust, on 1, 2 and 4 vCPUs: each checks itself, and its output must be the
+//! host's, byte for byte.
+
+use taskvisor_tests::guest::program;
+use taskvisor_tests::{Guest, on_1_2_and_4_vcpus};
+
+on_1_2_and_4_vcpus! {
+    fn hello_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/hello"), &["0", "a b", "", "ü"]).expect_stdout("hello");
+    }
+    fn hello_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/hello"), &["3"]).expect_code(3);
+    }
+    fn pool_rust(guest: Guest) {
+        guest.same_as_host(&program("rust/pool"), &["4", "500"]).expect_stdout("PASS");
+    }
+    fn primes_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/primes"), &["1000000", "4"]).expect_stdout("PASS");
+    }
+    fn primes_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/primes"), &["1000000", "4"]).expect_stdout("PASS");
+    }
+    fn fpu_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/fpu"), &["6", "20"]).expect_stdout("PASS");
+    }
+    fn fpu_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/fpu"), &["6", "20"]).expect_stdout("PASS");
+    }
+    /// Long spins: the registers must live through preemption by the tick, not only through system calls.
+    fn fpu_preempted(guest: Guest) {
+        guest.same_as_host(&program("musl/fpu"), &["4", "4", "3000000"]).expect_stdout("PASS");
+    }
+    fn forkstorm_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/forkstorm"), &["2", "6", "16"]).expect_stdout("PASS");
+    }
+    fn forkstorm_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/forkstorm"), &["2", "6", "16"]).expect_stdout("PASS");
+    }
+    fn signals_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/signals"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn signals_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/signals"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn mapstress_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/mapstress"), &["15", "3", "8"]).expect_stdout("PASS");
+    }
+    fn mapstress_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/mapstress"), &["15", "3", "8"]).expect_stdout("PASS");
+    }
+    fn timers_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/timers"), &["1", "4"]).expect_stdout("PASS");
+    }
+    fn timers_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/timers"), &["1", "4"]).expect_stdout("PASS");
+    }
+}

@@ -1,0 +1,93 @@
+//! The same kernel and archive under QEMU's `tcg` with 2 and 4 CPUs: the check on exact CPU semantics, which a host that
+//! interprets ring 0 can't give.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use taskvisor_tests::guest::program;
+use taskvisor_tests::qemu::{Image, debug_exit};
+use taskvisor_tests::{Run, prereq, selftest, serial};
+
+const VCPUS: [u32; 2] = [2, 4];
+
+/// Runs a program under QEMU on 2 and 4 CPUs and expects exit code 0 and, on stdout, `wanted`.
+fn runs<T: AsRef<OsStr>>(path: &Path, args: &[T], wanted: &str) {
+    let Some(qemu) = prereq::qemu() else { return };
+    let _beside_others = serial::shared();
+    let image = Image::new(&[], path, args);
+    for vcpus in VCPUS {
+        image.run_tcg(&qemu, vcpus).expect_code(debug_exit(0)).expect_stdout(wanted);
+    }
+}
+
+#[test]
+fn busybox_pipeline_like_the_host() {
+    let Some(busybox) = prereq::busybox() else { return };
+    let args = ["sh", "-c", "seq 1 20000 | sort -rn | md5sum"];
+    let host = Run::new(&busybox).args(args).run();
+    runs(&busybox, &args, host.text().trim());
+}
+
+#[test]
+fn exit_code_arrives() {
+    let Some(qemu) = prereq::qemu() else { return };
+    let image = Image::new(&[], &program("musl/bad"), &["exit", "42"]);
+    image.run_tcg(&qemu, 1).expect_code(debug_exit(42));
+}
+
+#[test]
+fn hello_musl() {
+    runs(&program("musl/hello"), &["0"], "hello from");
+}
+
+#[test]
+fn pool_rust() {
+    runs(&program("rust/pool"), &["4", "500"], "PASS pool");
+}
+
+#[test]
+fn primes_glibc() {
+    runs(&program("glibc/primes"), &["1000000", "4"], "PASS primes");
+}
+
+#[test]
+fn fpu_musl() {
+    runs(&program("musl/fpu"), &["6", "20", "2000"], "PASS fpu");
+}
+
+#[test]
+fn forkstorm_glibc() {
+    runs(&program("glibc/forkstorm"), &["2", "6", "16"], "PASS forkstorm");
+}
+
+#[test]
+fn signals_musl() {
+    runs(&program("musl/signals"), &[] as &[&str], "PASS signals");
+}
+
+#[test]
+fn signals_glibc() {
+    runs(&program("glibc/signals"), &[] as &[&str], "PASS signals");
+}
+
+#[test]
+fn mapstress_musl() {
+    runs(&program("musl/mapstress"), &["15", "3", "8"], "PASS mapstress");
+}
+
+#[test]
+fn timers_musl() {
+    runs(&program("musl/timers"), &["1", "4"], "PASS timers");
+}
+
+#[test]
+fn selftests() {
+    let Some(qemu) = prereq::qemu() else { return };
+    let kernel = selftest::kernel().to_str().expect("our own path is UTF-8");
+    let image = Image::new(&["--kernel", kernel], &program("musl/hello"), &[] as &[&str]);
+    for vcpus in VCPUS {
+        let outcome = image.run_tcg(&qemu, vcpus);
+        // kind 3 (tests finished), 0 failures.
+        outcome.expect_code(debug_exit(3 << 8));
+    }
+}
