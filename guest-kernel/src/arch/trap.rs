@@ -1,0 +1,197 @@
+//! What follows a trap: dispatch, and the work on the way back to ring 3.
+//!
+//! Called from `trap_entry` only. Invariant: a handler is entered with interrupts off; system calls, and faults that may wait,
+//! turn them on; `leave_to_user` turns them off again before it looks at what is left to do, so nothing is missed.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::descriptors::vector;
+use super::features::{Features, has};
+use super::trap_entry::{TrapFrame, VECTOR_SYSCALL, lstar_page_address, syscall_address};
+use super::{apic, instr, user_copy};
+use crate::cpu;
+use crate::mm::layout::{USER_END, task_slot};
+use crate::mm::{fault, shootdown};
+use crate::sched;
+use crate::task::{UserFault, current};
+use crate::time;
+use vcpu_sched::policy::Policy;
+
+const PAGE_FAULT: u64 = 14;
+const NMI: u64 = 2;
+const DEBUG: u64 = 1;
+const RFLAGS_IF: u64 = 1 << 9;
+const RFLAGS_TF: u64 = 1 << 8;
+const RFLAGS_RF: u64 = 1 << 16;
+
+/// Set when some CPU has panicked.
+pub static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// Turns SYSCALL on for this CPU. Intel SDM vol. 3A 5.8.8.
+pub fn init_syscall() {
+    const STAR: u32 = 0xc000_0081;
+    const LSTAR: u32 = 0xc000_0082;
+    const FMASK: u32 = 0xc000_0084;
+    let lstar = if has(Features::PF_SYSCALL) { lstar_page_address() } else { syscall_address() };
+    // SYSCALL loads CS 0x10, SS 0x18; SYSRET loads CS 0x23 + 16, SS 0x23 + 8. IF, TF, DF, AC, NT are cleared on entry.
+    // SAFETY: architectural registers; the entry code is mapped in every root.
+    unsafe {
+        instr::wrmsr(STAR, 0x0023_0010 << 32);
+        instr::wrmsr(LSTAR, lstar);
+        instr::wrmsr(FMASK, 0x4_4700);
+    }
+}
+
+/// Ring 3 was interrupted.
+#[unsafe(no_mangle)]
+extern "C" fn trap_from_user(frame: &mut TrapFrame) {
+    match frame.vector {
+        PAGE_FAULT => {
+            let addr = instr::read_cr2();
+            if has(Features::PF_SYSCALL) && frame.rip == lstar_page_address() {
+                // SYSCALL that could not raise the privilege level: RCX and R11 hold what it saved. A program that jumps
+                // here without SYSCALL only fools itself.
+                frame.rip = frame.rcx;
+                frame.rflags = frame.r11 & !RFLAGS_RF | RFLAGS_IF;
+                frame.error = frame.rax;
+                frame.vector = VECTOR_SYSCALL;
+                system_call(frame);
+            } else {
+                instr::sti();
+                if let Err(e) = fault::handle(addr, frame.error) {
+                    exception(frame, UserFault::Page(addr, e, fault::access_of(frame.error)));
+                }
+            }
+        }
+        v if v < 32 => {
+            if cpu::this().in_excursion() {
+                panic!("exception {v} in the ring-3 engine at {:#x}, error {:#x}, cr2 {:#x}", frame.rip, frame.error, instr::read_cr2());
+            }
+            instr::sti();
+            exception(frame, UserFault::Exception(v));
+        }
+        v => interrupt(v as u8),
+    }
+    leave_to_user(frame);
+}
+
+/// SYSCALL where it works. Returns whether SYSRET may be used.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_from_user(frame: &mut TrapFrame) -> bool {
+    system_call(frame);
+    leave_to_user(frame);
+    frame.rcx == frame.rip && frame.r11 == frame.rflags && frame.rip < USER_END && frame.rflags & (RFLAGS_TF | RFLAGS_RF) == 0
+}
+
+fn system_call(frame: &mut TrapFrame) {
+    instr::sti();
+    cpu::this().stats.syscalls.fetch_add(1, Ordering::Relaxed);
+    match current().user() {
+        Some(user) => user.syscall(frame),
+        None => panic!("system call of a kernel task"),
+    }
+}
+
+fn exception(frame: &mut TrapFrame, fault: UserFault) {
+    match current().user() {
+        Some(user) => user.exception(frame, fault),
+        None => panic!("{fault:?} in ring 3 of a kernel task at {:#x}", frame.rip),
+    }
+}
+
+/// Does what is left before ring 3 runs on. Returns with interrupts off.
+#[inline]
+pub fn leave_to_user(frame: &mut TrapFrame) {
+    loop {
+        instr::cli();
+        sched::preempt_if_needed();
+        let me = current();
+        if me.work.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        instr::sti();
+        if let Some(user) = me.user() {
+            user.before_user(frame);
+        }
+    }
+}
+
+/// Ring 0 was interrupted.
+#[unsafe(no_mangle)]
+extern "C" fn trap_from_kernel(frame: &mut TrapFrame) {
+    match frame.vector {
+        PAGE_FAULT => kernel_page_fault(frame),
+        DEBUG => {} // a single-step or watchpoint left over by a debugger
+        v if v < 32 => kernel_exception(frame),
+        v => {
+            interrupt(v as u8);
+            if frame.rflags & RFLAGS_IF != 0 {
+                sched::preempt_if_needed();
+            }
+        }
+    }
+}
+
+fn kernel_page_fault(frame: &mut TrapFrame) {
+    let addr = instr::read_cr2();
+    let Some(fixup) = user_copy::fixup(frame.rip).filter(|_| addr < USER_END) else {
+        return kernel_exception(frame);
+    };
+    if frame.rflags & RFLAGS_IF != 0 {
+        instr::sti();
+        let resolved = fault::handle(addr, frame.error).is_ok();
+        instr::cli();
+        if resolved {
+            return;
+        }
+    }
+    frame.rip = fixup;
+}
+
+fn kernel_exception(frame: &TrapFrame) -> ! {
+    crate::crash::kernel_exception(frame, instr::read_cr2())
+}
+
+/// NMI, double fault, machine check: on their own stacks.
+#[unsafe(no_mangle)]
+extern "C" fn trap_on_ist(frame: &mut TrapFrame) {
+    if frame.vector == NMI {
+        if STOPPING.load(Ordering::Acquire) {
+            instr::halt_forever();
+        }
+        return;
+    }
+    let cr2 = instr::read_cr2();
+    if frame.vector == 8 && (task_slot::BASE..task_slot::STACK_BOTTOM).contains(&cr2) {
+        crate::crash::stack_overflow(frame, cr2);
+    }
+    crate::crash::kernel_exception(frame, cr2)
+}
+
+fn interrupt(v: u8) {
+    let me = cpu::this();
+    match v {
+        vector::TIMER => {
+            apic::end_of_interrupt();
+            time::timer::interrupt(me);
+        }
+        vector::IPI_RESCHEDULE => {
+            apic::end_of_interrupt();
+            me.stats.reschedule_ipis.fetch_add(1, Ordering::Relaxed);
+            if !me.run_queue.lock().is_empty() {
+                sched::note_competitor(me);
+            }
+        }
+        vector::IPI_SHOOTDOWN => {
+            apic::end_of_interrupt();
+            shootdown::service_pending();
+        }
+        vector::IPI_STOP => instr::halt_forever(),
+        vector::SPURIOUS => {}
+        v if (vector::GSI_BASE..vector::GSI_BASE + vector::GSI_COUNT).contains(&v) => {
+            apic::end_of_interrupt();
+            crate::console::device_interrupt(v - vector::GSI_BASE);
+        }
+        v => crate::warn!("unexpected interrupt vector {v:#x}"),
+    }
+}

@@ -1,0 +1,270 @@
+//! Trap entry and exit in assembly: one stub a vector, one frame for every way into the kernel.
+//!
+//! Only `arch::trap` is called from here. Invariant: in ring 0 GS always holds this CPU's `Cpu`; `swapgs` happens exactly on
+//! the edges to and from ring 3 (decided by the saved CS), and on IST vectors, which can hit between an edge and its
+//! `swapgs`, GS_BASE itself decides.
+//!
+//! Sources: Intel SDM vol. 3A 6.14 (64-bit interrupt frames), vol. 2B SYSCALL/SYSRET.
+
+use core::arch::global_asm;
+
+use super::descriptors::{USER_CS, USER_SS};
+use crate::cpu::{OFFSET_EXCURSION_RSP, OFFSET_USER_RSP};
+use crate::mm::layout::task_slot::STACK_TOP;
+
+/// Registers of interrupted code, as every entry path lays them out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TrapFrame {
+    #[expect(missing_docs)]
+    pub r15: u64,
+    #[expect(missing_docs)]
+    pub r14: u64,
+    #[expect(missing_docs)]
+    pub r13: u64,
+    #[expect(missing_docs)]
+    pub r12: u64,
+    #[expect(missing_docs)]
+    pub r11: u64,
+    #[expect(missing_docs)]
+    pub r10: u64,
+    #[expect(missing_docs)]
+    pub r9: u64,
+    #[expect(missing_docs)]
+    pub r8: u64,
+    #[expect(missing_docs)]
+    pub rbp: u64,
+    #[expect(missing_docs)]
+    pub rdi: u64,
+    #[expect(missing_docs)]
+    pub rsi: u64,
+    #[expect(missing_docs)]
+    pub rdx: u64,
+    #[expect(missing_docs)]
+    pub rcx: u64,
+    #[expect(missing_docs)]
+    pub rbx: u64,
+    #[expect(missing_docs)]
+    pub rax: u64,
+    /// Vector number, or [`VECTOR_SYSCALL`].
+    pub vector: u64,
+    /// Hardware error code; for a system call its number, kept for restarts.
+    pub error: u64,
+    #[expect(missing_docs)]
+    pub rip: u64,
+    #[expect(missing_docs)]
+    pub cs: u64,
+    #[expect(missing_docs)]
+    pub rflags: u64,
+    #[expect(missing_docs)]
+    pub rsp: u64,
+    #[expect(missing_docs)]
+    pub ss: u64,
+}
+
+/// [`TrapFrame::vector`] of a system call.
+pub const VECTOR_SYSCALL: u64 = 0x100;
+
+impl TrapFrame {
+    /// Whether the frame was taken from ring 3.
+    #[inline(always)]
+    pub fn from_user(&self) -> bool {
+        self.cs & 3 != 0
+    }
+}
+
+unsafe extern "C" {
+    static trap_stubs: u8;
+    fn syscall_entry();
+    fn lstar_page();
+}
+
+/// Bytes between two stubs.
+const STUB_SIZE: u64 = 16;
+
+/// Address of a vector's stub.
+pub fn stub_address(vector: u8) -> u64 {
+    // Only the address is taken.
+    &raw const trap_stubs as u64 + u64::from(vector) * STUB_SIZE
+}
+
+/// LSTAR where SYSCALL works.
+pub fn syscall_address() -> u64 {
+    syscall_entry as *const () as u64
+}
+
+/// LSTAR where SYSCALL stays in ring 3: a supervisor page, so that the fetch faults.
+pub fn lstar_page_address() -> u64 {
+    lstar_page as *const () as u64
+}
+
+global_asm!(
+    r#"
+    .section .text.entry, "ax", @progbits
+    .balign 4096
+    .global trap_stubs
+trap_stubs:
+    .set v, 0
+    .rept 256
+    .balign 16
+    .if v != 8 && v != 10 && v != 11 && v != 12 && v != 13 && v != 14 && v != 17 && v != 21
+    push 0
+    .endif
+    push v
+    .if v == 2 || v == 8 || v == 18
+    jmp trap_ist
+    .elseif v == 3
+    jmp trap_int3
+    .else
+    jmp trap_common
+    .endif
+    .set v, v + 1
+    .endr
+
+    .macro SAVE_REGS
+    push rax
+    push rbx
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push rbp
+    push r8
+    push r9
+    push r10
+    push r11
+    push r12
+    push r13
+    push r14
+    push r15
+    .endm
+    .macro RESTORE_REGS
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rbp
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rbx
+    pop rax
+    .endm
+
+    .balign 16
+    .global trap_common
+trap_common:
+    test byte ptr [rsp + 24], 3
+    jz 1f
+    swapgs
+    SAVE_REGS
+    cld
+    mov rdi, rsp
+    xor ebp, ebp
+    call trap_from_user
+    .global return_to_user
+return_to_user:
+    RESTORE_REGS
+    add rsp, 16
+    swapgs
+    iretq
+1:  SAVE_REGS
+    cld
+    mov rdi, rsp
+    lea rbp, [rsp + 8*8]        // the frame's rbp slot: the backtrace goes on in the interrupted code
+    call trap_from_kernel
+    RESTORE_REGS
+    add rsp, 16
+    iretq
+
+    // int3 ends an excursion into the ring-3 engine, if one is under way on this CPU.
+trap_int3:
+    test byte ptr [rsp + 24], 3
+    jz trap_common
+    swapgs
+    cmp qword ptr gs:[{excursion}], 0
+    jne ring3_excursion_end
+    swapgs
+    jmp trap_common
+
+    // NMI, double fault, machine check: on their own stack, from anywhere. GS_BASE's sign tells whose it is.
+trap_ist:
+    SAVE_REGS
+    cld
+    mov ecx, 0xc0000101
+    rdmsr
+    xor ebx, ebx
+    test edx, edx
+    js 2f
+    swapgs
+    inc ebx
+2:  mov rdi, rsp
+    lea rbp, [rsp + 8*8]
+    call trap_on_ist
+    test ebx, ebx
+    jz 3f
+    swapgs
+3:  RESTORE_REGS
+    add rsp, 16
+    iretq
+
+    // SYSCALL: RCX = return address, R11 = flags; interrupts are off (SFMASK).
+    .balign 16
+    .global syscall_entry
+syscall_entry:
+    swapgs
+    mov gs:[{user_rsp}], rsp
+    movabs rsp, {stack_top}
+    push {user_ss}
+    push gs:[{user_rsp}]
+    push r11
+    push {user_cs}
+    push rcx
+    push rax
+    push {vector_syscall}
+    SAVE_REGS
+    cld
+    mov rdi, rsp
+    xor ebp, ebp
+    call syscall_from_user
+    // al: whether SYSRET may be used (RCX = RIP, R11 = RFLAGS, RIP canonical and in the user half)
+    test al, al
+    jz return_to_user
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rbp
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rbx
+    pop rax
+    mov rsp, [rsp + 40]
+    swapgs
+    sysretq
+
+    // A page of its own that ring 3 can't fetch from. Never executed.
+    .balign 4096
+    .global lstar_page
+lstar_page:
+    ud2
+    .balign 4096
+    "#,
+    excursion = const OFFSET_EXCURSION_RSP,
+    user_rsp = const OFFSET_USER_RSP,
+    stack_top = const STACK_TOP,
+    user_ss = const USER_SS as u64,
+    user_cs = const USER_CS as u64,
+    vector_syscall = const VECTOR_SYSCALL,
+);

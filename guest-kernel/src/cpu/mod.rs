@@ -1,0 +1,276 @@
+//! One CPU's own data, reached through GS.
+//!
+//! Invariant: in ring 0, GS_BASE points to the running CPU's [`Cpu`]. A `&Cpu` may outlive a migration of the task that
+//! got it; then it names the CPU of before. What must not be mixed up is therefore used with interrupts off, and everything
+//! in it that others may touch is atomic or locked.
+
+pub mod bring_up;
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use vcpu_sched::cpu::sleep::SleepState;
+use vcpu_sched::ids::CpuId;
+
+use crate::arch::descriptors::{Gdt, Tss};
+use crate::arch::instr;
+use crate::mm::address_space::AddressSpace;
+use crate::mm::frame::FrameCache;
+use crate::mm::heap::HeapCache;
+use crate::sched::RunQueue;
+use crate::sync::{IrqGuard, SpinLock};
+use crate::task::Task;
+use crate::time::timer::CpuTimers;
+
+/// Most CPUs that this kernel brings up.
+pub const MAX_CPUS: usize = 64;
+
+/// Counters for `--stats`; monotone, relaxed.
+#[derive(Default)]
+pub struct CpuStats {
+    /// Task switches.
+    pub switches: AtomicU64,
+    /// Page faults resolved.
+    pub faults: AtomicU64,
+    /// System calls.
+    pub syscalls: AtomicU64,
+    /// Timer interrupts.
+    pub timer_interrupts: AtomicU64,
+    /// Reschedule interrupts received.
+    pub reschedule_ipis: AtomicU64,
+    /// Shootdown interrupts sent.
+    pub shootdown_ipis: AtomicU64,
+    /// Excursions into the ring-3 engine.
+    pub excursions: AtomicU64,
+}
+
+/// One CPU. The first fields are used by assembly.
+#[repr(C)]
+pub struct Cpu {
+    this: AtomicPtr<Cpu>,
+    user_rsp: u64,
+    excursion_rsp: u64,
+    excursion_cr3: u64,
+    /// The running task; never null once tasks run. The scheduler owns a reference for it.
+    pub current: AtomicPtr<Task>,
+    /// Set when the running task should give way; looked at on the way out of the kernel and of interrupts.
+    pub need_resched: AtomicBool,
+    /// Index in the CPU table.
+    pub id: CpuId,
+    /// Address for IPIs.
+    pub apic_id: u32,
+    /// Halted, awake, or not to halt.
+    pub sleep: SleepState,
+    /// Ready tasks. Guards the queue only.
+    pub run_queue: SpinLock<RunQueue>,
+    /// Tasks ready or running here, the idle task not counted. A hint for placement.
+    pub nr_running: AtomicU32,
+    /// Runs when nothing else does. Set at bring-up.
+    pub idle: AtomicPtr<Task>,
+    /// Armed timers.
+    pub timers: CpuTimers,
+    /// Address space whose user half this CPU may have in its TLB.
+    pub loaded_space: AtomicPtr<AddressSpace>,
+    /// Generation of `loaded_space` up to which this CPU has flushed.
+    pub flushed: AtomicU64,
+    /// Task whose FPU state the registers hold (see `fpu`).
+    pub fpu_owner: AtomicPtr<Task>,
+    /// FS base that is loaded.
+    pub fs_base: AtomicU64,
+    /// Root of the ring-3 engine, 0 before it exists.
+    pub ring3_root: AtomicU64,
+    /// Frame for the engine's list of transfers.
+    pub ring3_list: AtomicU64,
+    /// Task that has just left this CPU, to be let go of by its successor.
+    pub leaving: AtomicPtr<Task>,
+    /// Top-level entry for the per-CPU slot.
+    pub slot_entry: AtomicU64,
+    /// Time at which the current task was picked, in TSC ticks.
+    pub picked_at: AtomicU64,
+    /// Counters.
+    pub stats: CpuStats,
+    /// Takes tasks.
+    pub online: AtomicBool,
+    frames: UnsafeCell<FrameCache>,
+    heap: UnsafeCell<HeapCache>,
+    gdt: UnsafeCell<Gdt>,
+    tss: UnsafeCell<Tss>,
+}
+
+// SAFETY: the UnsafeCells are used by their own CPU with interrupts off (with_frame_cache, with_heap_cache, load_tables,
+// set_rsp0); the plain fields are written before the CPU is published or by its own assembly only.
+unsafe impl Sync for Cpu {}
+
+/// GS offset of the scratch word of `syscall_entry`.
+pub const OFFSET_USER_RSP: usize = offset_of!(Cpu, user_rsp);
+/// GS offset of the kernel RSP during an excursion; 0 outside.
+pub const OFFSET_EXCURSION_RSP: usize = offset_of!(Cpu, excursion_rsp);
+/// GS offset of the kernel root during an excursion.
+pub const OFFSET_EXCURSION_CR3: usize = offset_of!(Cpu, excursion_cr3);
+const OFFSET_CURRENT: usize = offset_of!(Cpu, current);
+
+static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+static COUNT: AtomicU32 = AtomicU32::new(1);
+static BOOT: Cpu = Cpu::new(CpuId(0), 0);
+
+impl Cpu {
+    const fn new(id: CpuId, apic_id: u32) -> Self {
+        Self {
+            this: AtomicPtr::new(core::ptr::null_mut()),
+            user_rsp: 0,
+            excursion_rsp: 0,
+            excursion_cr3: 0,
+            current: AtomicPtr::new(core::ptr::null_mut()),
+            need_resched: AtomicBool::new(false),
+            id,
+            apic_id,
+            sleep: SleepState::new(),
+            run_queue: SpinLock::new(RunQueue::new()),
+            nr_running: AtomicU32::new(0),
+            idle: AtomicPtr::new(core::ptr::null_mut()),
+            timers: CpuTimers::new(),
+            loaded_space: AtomicPtr::new(core::ptr::null_mut()),
+            flushed: AtomicU64::new(0),
+            fpu_owner: AtomicPtr::new(core::ptr::null_mut()),
+            fs_base: AtomicU64::new(0),
+            ring3_root: AtomicU64::new(0),
+            ring3_list: AtomicU64::new(0),
+            leaving: AtomicPtr::new(core::ptr::null_mut()),
+            slot_entry: AtomicU64::new(0),
+            picked_at: AtomicU64::new(0),
+            stats: CpuStats {
+                switches: AtomicU64::new(0),
+                faults: AtomicU64::new(0),
+                syscalls: AtomicU64::new(0),
+                timer_interrupts: AtomicU64::new(0),
+                reschedule_ipis: AtomicU64::new(0),
+                shootdown_ipis: AtomicU64::new(0),
+                excursions: AtomicU64::new(0),
+            },
+            online: AtomicBool::new(false),
+            frames: UnsafeCell::new(FrameCache::new()),
+            heap: UnsafeCell::new(HeapCache::new()),
+            gdt: UnsafeCell::new(Gdt::new()),
+            tss: UnsafeCell::new(Tss::new()),
+        }
+    }
+
+    /// Loads GDT, TSS and IDT of this CPU.
+    ///
+    /// # Safety
+    /// On this CPU, once, before its interrupts are on.
+    pub unsafe fn load_tables(&self) {
+        // SAFETY: the caller is the only user; `Cpu`s are never freed.
+        unsafe { crate::arch::descriptors::load(self.gdt.get(), self.tss.get()) };
+        // Loading segment selectors cleared nothing of GS_BASE (only SS, DS, ES were loaded).
+    }
+
+    /// Sets the stack for entries from ring 3.
+    ///
+    /// # Safety
+    /// On this CPU with interrupts off; `top` is mapped wherever ring 3 runs next.
+    #[inline(always)]
+    pub unsafe fn set_rsp0(&self, top: u64) {
+        // SAFETY: only this CPU uses its TSS.
+        unsafe { (*self.tss.get()).set_rsp0(top) };
+    }
+
+    /// Whether an excursion into the ring-3 engine is under way here.
+    pub fn in_excursion(&self) -> bool {
+        // SAFETY: written by this CPU's assembly; a volatile read sees the present value.
+        unsafe { core::ptr::read_volatile(&raw const self.excursion_rsp) != 0 }
+    }
+}
+
+/// This CPU.
+#[inline(always)]
+pub fn this() -> &'static Cpu {
+    let p: *const Cpu;
+    // SAFETY: GS_BASE points to a `Cpu` whose first word is its address. Not `pure`: the answer changes at a switch.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) p, options(nostack, preserves_flags, readonly)) };
+    // SAFETY: `Cpu`s live for ever.
+    unsafe { &*p }
+}
+
+/// The running task, by one load that can't be torn by a migration.
+#[inline(always)]
+pub fn current_task() -> *mut Task {
+    let p: *mut Task;
+    // SAFETY: as in `this`.
+    unsafe { asm!("mov {}, gs:[{}]", out(reg) p, const OFFSET_CURRENT, options(nostack, preserves_flags, readonly)) };
+    p
+}
+
+/// Makes the boot CPU's data reachable. First thing in Rust.
+///
+/// # Safety
+/// Once, on the boot CPU.
+pub unsafe fn init_boot() {
+    // SAFETY: GS is not used yet.
+    unsafe { install(&BOOT) };
+}
+
+/// Points GS to `cpu`.
+///
+/// # Safety
+/// On that CPU, before it uses per-CPU data.
+pub unsafe fn install(cpu: &'static Cpu) {
+    /// IA32_GS_BASE and IA32_KERNEL_GS_BASE. Intel SDM vol. 4 table 2-2.
+    const GS_BASE: u32 = 0xc000_0101;
+    const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    let address = core::ptr::from_ref(cpu).cast_mut();
+    cpu.this.store(address, Ordering::Relaxed);
+    // SAFETY: both exist in 64-bit mode; the caller's promise.
+    unsafe {
+        instr::wrmsr(GS_BASE, address as u64);
+        instr::wrmsr(KERNEL_GS_BASE, 0);
+    }
+    // Release: whoever finds the CPU in the table finds it initialised.
+    CPUS[cpu.id.0 as usize].store(address, Ordering::Release);
+}
+
+/// Makes a further CPU's data.
+pub fn allocate(id: CpuId, apic_id: u32) -> &'static Cpu {
+    alloc::boxed::Box::leak(alloc::boxed::Box::new(Cpu::new(id, apic_id)))
+}
+
+/// CPU `id`, if it has been brought up.
+#[inline(always)]
+pub fn get(id: CpuId) -> Option<&'static Cpu> {
+    // Acquire: pairs with `install`. SAFETY: `Cpu`s live for ever.
+    CPUS.get(id.0 as usize).and_then(|p| unsafe { p.load(Ordering::Acquire).as_ref() })
+}
+
+/// All CPUs that have been brought up.
+pub fn all() -> impl Iterator<Item = &'static Cpu> {
+    (0..COUNT.load(Ordering::Acquire)).filter_map(|i| get(CpuId(i)))
+}
+
+/// How many CPUs there are.
+#[inline(always)]
+pub fn count() -> u32 {
+    COUNT.load(Ordering::Acquire)
+}
+
+/// One more CPU is up.
+fn set_count(n: u32) {
+    COUNT.store(n, Ordering::Release);
+}
+
+/// Runs `f` on this CPU's frame cache.
+#[inline(always)]
+pub fn with_frame_cache<R>(f: impl FnOnce(&mut FrameCache) -> R) -> R {
+    let _irq = IrqGuard::new();
+    // SAFETY: own CPU, interrupts off, and no user of the cache calls back into it.
+    f(unsafe { &mut *this().frames.get() })
+}
+
+/// Runs `f` on this CPU's heap lists.
+#[inline(always)]
+pub fn with_heap_cache<R>(f: impl FnOnce(&mut HeapCache) -> R) -> R {
+    let _irq = IrqGuard::new();
+    // SAFETY: own CPU, interrupts off, and no user of the lists calls back into them.
+    f(unsafe { &mut *this().heap.get() })
+}

@@ -1,0 +1,82 @@
+//! Taskvisor's guest kernel.
+//!
+//! Where to start reading: [`boot`] (from PVH entry to the first task), [`task`] and [`sched`] (what runs and when), [`mm`]
+//! (who sees which memory), [`arch`] (traps and switches), [`linux`] (the ABI that programs see).
+#![no_std]
+#![no_main]
+#![deny(unsafe_op_in_unsafe_fn)]
+#![warn(missing_docs)]
+
+extern crate alloc;
+
+mod arch;
+mod boot;
+mod console;
+mod cpu;
+mod crash;
+#[cfg(feature = "linux")]
+mod linux;
+mod log;
+mod mm;
+mod sched;
+#[cfg(feature = "selftest")]
+mod selftest;
+mod symbols;
+mod sync;
+mod task;
+mod time;
+
+use sync::BootCell;
+
+static BOOT: BootCell<boot::BootInfo> = BootCell::new();
+
+/// First Rust code of the boot CPU, on the boot stack and the boot page tables.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(start_info: u64) -> ! {
+    // SAFETY: once, before anything uses per-CPU data.
+    unsafe { cpu::init_boot() };
+    arch::descriptors::init_idt();
+    let info = boot::init_memory(start_info);
+    if let Some(level) = boot::cmdline::get("log_level") {
+        if !log::set_level(level) {
+            warn!("log_level={level}: unknown level, keeping info");
+        }
+    }
+    arch::features::detect(boot::cmdline::get("quirks").unwrap_or(""));
+    if let Err(e) = kernel_map_protect() {
+        panic!("no memory for page tables: {e:?}");
+    }
+    BOOT.set(info);
+    match cpu::bring_up::become_first_task(second_stage) {
+        Ok(never) => match never {},
+        Err(e) => panic!("no memory for the first task: {e:?}"),
+    }
+}
+
+fn kernel_map_protect() -> Result<(), mm::frame::OutOfMemory> {
+    mm::kernel_map::protect_image()
+}
+
+/// The rest of boot, as the boot CPU's idle task.
+extern "C" fn second_stage() -> ! {
+    let Some(info) = BOOT.get() else { panic!("boot information lost") };
+    time::init(boot::cmdline::get("tsc_khz").and_then(|v| v.parse().ok()));
+    time::wall::init();
+    let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();
+    if let Some(base) = madt.io_apic {
+        arch::ioapic::set_base(base);
+    }
+    if let Err(e) = cpu::bring_up::start_others(&madt.apic_ids) {
+        error!("no memory to start further CPUs: {e:?}");
+    }
+    let (free, total) = mm::frame::usage();
+    info!("{} CPU(s), {} of {} MiB free, features {:?}", cpu::count(), free >> 8, total >> 8, arch::features::features());
+    console::init();
+    #[cfg(feature = "selftest")]
+    selftest::start();
+    #[cfg(all(feature = "linux", not(feature = "selftest")))]
+    linux::start(info.archive);
+    #[cfg(not(any(feature = "linux", feature = "selftest")))]
+    info!("no ABI layer in this build: idle");
+    sched::idle::run()
+}

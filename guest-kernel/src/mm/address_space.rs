@@ -1,0 +1,659 @@
+//! A process's user half: its mappings and its page tables.
+//!
+//! Each thread's top-level table holds copies of `master`'s user entries; an entry that a thread lacks is copied at its next
+//! fault there (only absent entries change, so nothing must be flushed). Invariants:
+//! - Page-table entries below `master` change only under `inner`.
+//! - A present or hidden entry owns one reference to its frame.
+//! - Narrowing goes through a [`Shootdown`].
+//! - A writable entry of a private mapping points to a frame that nobody else uses.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::frame::{self, OutOfMemory};
+use super::layout::{PAGE_SIZE, USER_END};
+use super::page_table::{self, Entry, Flags, OwnedTables, Table, index};
+use super::shootdown::Shootdown;
+use super::vma::{Backing, PageSource, Prot, SourceFrame, Vma};
+use super::{PhysAddr, page_down, page_up};
+use crate::sync::{Mutex, MutexGuard};
+
+/// Lowest address a program may map (Linux: vm.mmap_min_addr), so that a null pointer always faults.
+pub const USER_START: u64 = 0x1_0000;
+/// Pages mapped around a fault in a file, where they need no copy.
+const FAULT_AROUND: u64 = 16;
+
+/// Why a mapping call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapError {
+    /// Outside the user half, empty, or overflowing.
+    BadRange,
+    /// Something is mapped there (or nothing is, where something must be).
+    Occupied,
+    /// A hole where the call needs a mapping.
+    NotMapped,
+    /// No gap of that size, or no memory.
+    NoMemory,
+}
+
+impl From<OutOfMemory> for MapError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+/// What an access wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Load.
+    Read,
+    /// Store.
+    Write,
+    /// Instruction fetch.
+    Execute,
+}
+
+/// Why a fault can't be resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultError {
+    /// Nothing is mapped there (SEGV_MAPERR).
+    NotMapped,
+    /// Mapped, without that right (SEGV_ACCERR).
+    Denied,
+    /// Beyond the end of the mapped object (SIGBUS).
+    BeyondEnd,
+    /// No frame left.
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for FaultError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// The mappings; lives under the space's lock.
+pub struct Inner {
+    vmas: BTreeMap<u64, Vma>,
+    tables: OwnedTables,
+    /// End of the heap (`brk`) and its start.
+    pub brk: u64,
+    /// See `brk`.
+    pub brk_start: u64,
+    /// Top-down search for free ranges starts here.
+    mmap_top: u64,
+}
+
+/// One user half.
+pub struct AddressSpace {
+    inner: Mutex<Inner>,
+    master: PhysAddr,
+    /// Narrowings so far; see `shootdown`.
+    pub generation: AtomicU64,
+    /// Tasks that run in it.
+    pub threads: AtomicU32,
+    /// More than one task has had it at a time since it was made.
+    pub shared_ever: AtomicBool,
+    /// Pages with a frame.
+    pub resident: AtomicU32,
+}
+
+impl AddressSpace {
+    /// An empty user half.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new() -> Result<Arc<Self>, OutOfMemory> {
+        Ok(Arc::new(Self {
+            inner: Mutex::new(Inner {
+                vmas: BTreeMap::new(),
+                tables: OwnedTables::new(),
+                brk: 0,
+                brk_start: 0,
+                mmap_top: USER_END - (64 << 20),
+            }),
+            master: frame::alloc_zeroed()?,
+            generation: AtomicU64::new(1),
+            threads: AtomicU32::new(0),
+            shared_ever: AtomicBool::new(false),
+            resident: AtomicU32::new(0),
+        }))
+    }
+
+    /// Access to the mappings. May sleep.
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    fn top(&self) -> &'static Table {
+        // SAFETY: `master` is this space's table until it drops, and page-table users hold the space.
+        unsafe { Table::at(self.master) }
+    }
+
+    /// Fills a thread's empty user half with what is there now.
+    pub fn install(&self, inner: &Inner, top: &Table) {
+        // Every used top-level slot belongs to some mapping or to a table made for one.
+        let mut last = usize::MAX;
+        for vma in inner.vmas.values() {
+            for slot in index(vma.start, 4)..=index(vma.end - 1, 4) {
+                if slot != last {
+                    top.set(slot, self.top().get(slot));
+                    last = slot;
+                }
+            }
+        }
+    }
+
+    /// Copies the top-level entry for `addr` into a thread's table if that lacks it. Returns whether it did.
+    pub fn sync_top(&self, top: &Table, addr: u64) -> bool {
+        let slot = index(addr, 4);
+        let (mine, theirs) = (top.get(slot), self.top().get(slot));
+        if mine != theirs && theirs.is_present() && !mine.is_present() {
+            top.set(slot, theirs);
+            return true;
+        }
+        false
+    }
+
+    /// Maps a range. With `fixed` at exactly `addr`, replacing what is there; else near `addr` if it is free, else anywhere.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn map(&self, addr: u64, len: u64, prot: Prot, backing: Backing, offset: u64, fixed: bool, name: &'static str) -> Result<u64, MapError> {
+        let len = page_up(len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;
+        let mut inner = self.lock();
+        let start = if fixed {
+            let end = addr.checked_add(len).filter(|e| *e <= USER_END).ok_or(MapError::BadRange)?;
+            if addr % PAGE_SIZE != 0 || addr < USER_START {
+                return Err(MapError::BadRange);
+            }
+            self.unmap_locked(&mut inner, addr, end)?;
+            addr
+        } else {
+            inner.find_gap(page_down(addr), len).ok_or(MapError::NoMemory)?
+        };
+        inner.insert(Vma::new(start, start + len, prot, backing, offset, name));
+        Ok(start)
+    }
+
+    /// Removes everything in `[start, start + len)`.
+    ///
+    /// # Errors
+    /// [`MapError::BadRange`].
+    pub fn unmap(&self, start: u64, len: u64) -> Result<(), MapError> {
+        let end = checked_range(start, len)?;
+        self.unmap_locked(&mut self.lock(), start, end)
+    }
+
+    fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64) -> Result<(), MapError> {
+        inner.split_at(start);
+        inner.split_at(end);
+        let mut flush = Shootdown::new(self);
+        while let Some((&key, _)) = inner.vmas.range(start..end).next() {
+            if let Some(vma) = inner.vmas.remove(&key) {
+                self.zap(&vma, vma.start, vma.end, &mut flush);
+            }
+        }
+        flush.flush();
+        Ok(())
+    }
+
+    /// Removes the pages of a part of a mapping.
+    fn zap(&self, vma: &Vma, start: u64, end: u64, flush: &mut Shootdown<'_>) {
+        let (low, high) = vma.touched_in(start, end);
+        let mut removed = 0;
+        for_each_entry(self.top(), low, high, |table, i, page, e| {
+            table.swap(i, Entry::NONE);
+            removed += 1;
+            flush.add(page, Some(e.frame()));
+        });
+        self.resident.fetch_sub(removed, Ordering::Relaxed);
+    }
+
+    /// Drops the pages of a range but keeps the mappings (MADV_DONTNEED).
+    ///
+    /// # Errors
+    /// [`MapError::BadRange`].
+    pub fn discard(&self, start: u64, len: u64) -> Result<(), MapError> {
+        let end = checked_range(start, len)?;
+        let inner = self.lock();
+        let mut flush = Shootdown::new(self);
+        for vma in inner.overlapping(start, end) {
+            self.zap(vma, start, end, &mut flush);
+        }
+        flush.flush();
+        Ok(())
+    }
+
+    /// Changes the rights of a fully mapped range.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] at the first hole; what lies before it is changed, as on Linux.
+    pub fn protect(&self, start: u64, len: u64, prot: Prot) -> Result<(), MapError> {
+        let end = checked_range(start, len)?;
+        let mut inner = self.lock();
+        inner.split_at(start);
+        inner.split_at(end);
+        let mut flush = Shootdown::new(self);
+        let mut at = start;
+        while at < end {
+            let Some(vma) = inner.vmas.get_mut(&at) else {
+                flush.flush();
+                return Err(MapError::NotMapped);
+            };
+            let old = vma.prot;
+            vma.prot = prot;
+            let (low, high) = vma.touched_in(at, vma.end);
+            at = vma.end;
+            if old == prot {
+                continue;
+            }
+            for_each_entry(self.top(), low, high, |table, i, page, e| {
+                let new = restricted(e, prot);
+                if new != e {
+                    table.swap(i, new);
+                    flush.add(page, None);
+                }
+            });
+        }
+        inner.merge_around(start);
+        inner.merge_around(end);
+        flush.flush();
+        Ok(())
+    }
+
+    /// Resizes or moves a mapping (mremap).
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn remap(&self, old: u64, old_len: u64, new_len: u64, may_move: bool, fixed: Option<u64>) -> Result<u64, MapError> {
+        let old_end = checked_range(old, old_len)?;
+        let new_len = page_up(new_len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;
+        let old_len = old_end - old;
+        let mut inner = self.lock();
+        let covered = inner.find(old).is_some_and(|v| v.end >= old_end);
+        if !covered {
+            return Err(MapError::NotMapped);
+        }
+        if fixed.is_none() {
+            if new_len <= old_len {
+                if new_len < old_len {
+                    self.unmap_locked(&mut inner, old + new_len, old_end)?;
+                }
+                return Ok(old);
+            }
+            let ends_here = inner.find(old).is_some_and(|v| v.end == old_end);
+            let grown_end = old.checked_add(new_len).filter(|e| *e <= USER_END).ok_or(MapError::BadRange)?;
+            if ends_here && inner.overlapping(old_end, grown_end).next().is_none() {
+                inner.split_at(old);
+                if let Some(v) = inner.vmas.get_mut(&old) {
+                    v.end = grown_end;
+                }
+                inner.merge_around(old);
+                return Ok(old);
+            }
+            if !may_move {
+                return Err(MapError::NoMemory);
+            }
+        }
+        let new = match fixed {
+            Some(at) => {
+                let end = checked_range(at, new_len)?;
+                if at < USER_START || (at < old_end && old < end) {
+                    return Err(MapError::BadRange);
+                }
+                self.unmap_locked(&mut inner, at, end)?;
+                at
+            }
+            None => inner.find_gap(0, new_len).ok_or(MapError::NoMemory)?,
+        };
+        inner.split_at(old);
+        inner.split_at(old_end);
+        let Some(vma) = inner.vmas.remove(&old) else { return Err(MapError::NotMapped) };
+        let mut moved = Vma::new(new, new + new_len, vma.prot, vma.backing.clone(), vma.offset, vma.name);
+        let mut flush = Shootdown::new(self);
+        let (low, high) = vma.touched_in(old, old + old_len.min(new_len));
+        let mut failed = None;
+        for_each_entry(self.top(), low, high, |table, i, page, e| {
+            let to = new + (page - old);
+            match page_table::walk_create(self.master, to, &mut inner.tables) {
+                Ok(dst) => {
+                    table.swap(i, Entry::NONE);
+                    dst.set(index(to, 1), e);
+                    moved.touch(to, to + PAGE_SIZE);
+                    flush.add(page, None);
+                }
+                Err(e) => failed = Some(e),
+            }
+        });
+        self.zap(&vma, old, old_end, &mut flush);
+        inner.insert(moved);
+        flush.flush();
+        failed.map_or(Ok(new), |e| Err(e.into()))
+    }
+
+    /// Resolves a fault of the current task. `top` is the task's own top-level table.
+    ///
+    /// # Errors
+    /// [`FaultError`]: the access is not allowed, or there is no memory.
+    pub fn resolve(&self, top: &Table, addr: u64, access: Access) -> Result<(), FaultError> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let vma = inner.vmas.range_mut(..=addr).next_back().map(|(_, v)| v).filter(|v| addr < v.end).ok_or(FaultError::NotMapped)?;
+        let allowed = match access {
+            Access::Read => vma.prot.intersects(Prot::READ | Prot::WRITE | Prot::EXEC),
+            Access::Write => vma.prot.contains(Prot::WRITE),
+            Access::Execute => vma.prot.contains(Prot::EXEC),
+        };
+        if !allowed {
+            return Err(FaultError::Denied);
+        }
+        let page = page_down(addr);
+        let table = page_table::walk_create(self.master, addr, &mut inner.tables)?;
+        self.sync_top(top, addr);
+        let i = index(addr, 1);
+        let old = table.get(i);
+        if old.has_frame() {
+            return self.resolve_present(vma, table, i, page, access);
+        }
+        let flags = rights(vma.prot);
+        match &vma.backing {
+            Backing::Anonymous => {
+                vma.touch(page, page + PAGE_SIZE);
+                table.set(i, Entry::new(frame::alloc_zeroed()?, flags));
+                self.resident.fetch_add(1, Ordering::Relaxed);
+            }
+            Backing::Shared(source) => {
+                let source_page = vma.source_page(page);
+                let SourceFrame::Kept(f) = source.frame(source_page)? else { return Err(FaultError::BeyondEnd) };
+                frame::get(f);
+                vma.touch(page, page + PAGE_SIZE);
+                table.set(i, Entry::new(f, flags));
+                self.resident.fetch_add(1, Ordering::Relaxed);
+            }
+            Backing::Private(source) => {
+                let source = source.clone();
+                let SourceFrame::Kept(f) = source.frame(vma.source_page(page))? else { return Err(FaultError::BeyondEnd) };
+                if access == Access::Write {
+                    let copy = frame::alloc()?;
+                    super::user::copy_frame(copy, f);
+                    vma.touch(page, page + PAGE_SIZE);
+                    table.set(i, Entry::new(copy, flags));
+                    self.resident.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    frame::get(f);
+                    vma.touch(page, page + PAGE_SIZE);
+                    table.set(i, Entry::new(f, flags - Flags::WRITE));
+                    let more = self.map_around(vma, &*source, table, page, flags - Flags::WRITE);
+                    self.resident.fetch_add(1 + more, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps the neighbours of a file page that was just read, where their frames are at hand.
+    fn map_around(&self, vma: &mut Vma, source: &dyn PageSource, table: &Table, page: u64, flags: Flags) -> u32 {
+        let window = page & !(FAULT_AROUND * PAGE_SIZE - 1);
+        let (low, high) = (window.max(vma.start), (window + FAULT_AROUND * PAGE_SIZE).min(vma.end));
+        let mut added = 0;
+        let mut at = low;
+        while at < high {
+            if !table.get(index(at, 1)).has_frame() {
+                if let Some(f) = source.frame_if_ready(vma.source_page(at)) {
+                    frame::get(f);
+                    table.set(index(at, 1), Entry::new(f, flags));
+                    added += 1;
+                }
+            }
+            at += PAGE_SIZE;
+        }
+        vma.touch(low, high);
+        added
+    }
+
+    /// A fault on an entry that has a frame: copy-on-write, a hidden page, rights that were widened since, or another thread
+    /// was quicker.
+    fn resolve_present(&self, vma: &Vma, table: &Table, i: usize, page: u64, access: Access) -> Result<(), FaultError> {
+        let old = table.get(i);
+        let mut flags = rights(vma.prot);
+        let shared = matches!(vma.backing, Backing::Shared(_));
+        if access != Access::Write {
+            if !shared && !old.is_writable() {
+                flags -= Flags::WRITE;
+            }
+            // Only widens: no other CPU can hold more than this.
+            table.set(i, Entry::new(old.frame(), flags));
+            return Ok(());
+        }
+        if old.is_present() && old.is_writable() {
+            return Ok(());
+        }
+        if shared || frame::refs(old.frame()) == 1 {
+            table.set(i, Entry::new(old.frame(), flags));
+            return Ok(());
+        }
+        let copy = frame::alloc()?;
+        super::user::copy_frame(copy, old.frame());
+        table.set(i, Entry::new(copy, flags));
+        // Other threads may still read the old frame.
+        let mut flush = Shootdown::new(self);
+        flush.add(page, Some(old.frame()));
+        flush.flush();
+        Ok(())
+    }
+
+    /// A copy of the whole user half; private pages become shared until one side writes (fork).
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn fork(&self) -> Result<Arc<Self>, OutOfMemory> {
+        let child = Self::new()?;
+        let inner = self.lock();
+        let mut theirs = child.lock();
+        (theirs.brk, theirs.brk_start, theirs.mmap_top) = (inner.brk, inner.brk_start, inner.mmap_top);
+        let mut flush = Shootdown::new(self);
+        let mut copied = 0;
+        for vma in inner.vmas.values() {
+            let shared = matches!(vma.backing, Backing::Shared(_));
+            let mut result = Ok(());
+            let mut current: Option<(u64, &'static Table)> = None;
+            for_each_entry(self.top(), vma.touched_low.max(vma.start), vma.touched_high.min(vma.end), |table, i, page, e| {
+                if result.is_err() {
+                    return;
+                }
+                let dst = match current {
+                    Some((key, t)) if key == page >> 21 => t,
+                    _ => match page_table::walk_create(child.master, page, &mut theirs.tables) {
+                        Ok(t) => {
+                            current = Some((page >> 21, t));
+                            t
+                        }
+                        Err(e) => {
+                            result = Err(e);
+                            return;
+                        }
+                    },
+                };
+                let mut copy = e;
+                if !shared && e.is_writable() {
+                    copy = Entry(e.0 & !Flags::WRITE.bits());
+                    table.swap(i, copy);
+                    flush.add(page, None);
+                }
+                frame::get(e.frame());
+                dst.set(i, copy);
+                copied += 1;
+            });
+            theirs.vmas.insert(vma.start, vma.clone());
+            result?;
+        }
+        flush.flush();
+        drop(theirs);
+        child.resident.store(copied, Ordering::Relaxed);
+        Ok(child)
+    }
+
+    /// The frame behind a user page, for access through the direct map. `None` if it has none now.
+    pub fn lookup(&self, addr: u64) -> Option<Entry> {
+        let table = page_table::walk(self.top(), addr).ok()?;
+        Some(table.get(index(addr, 1))).filter(|e| e.is_present())
+    }
+
+    /// Sets the end of the heap if it can be had; returns the end that holds (brk).
+    pub fn set_brk(&self, want: u64) -> u64 {
+        let mut inner = self.lock();
+        let (old_end, Some(new_end)) = (page_up(inner.brk).unwrap_or(inner.brk), page_up(want)) else { return inner.brk };
+        if want < inner.brk_start || new_end > USER_END {
+            return inner.brk;
+        }
+        if new_end > old_end {
+            if inner.overlapping(old_end, new_end).next().is_some() {
+                return inner.brk;
+            }
+            inner.insert(Vma::new(old_end, new_end, Prot::READ | Prot::WRITE, Backing::Anonymous, 0, "[heap]"));
+        } else if new_end < old_end && self.unmap_locked(&mut inner, new_end, old_end).is_err() {
+            return inner.brk;
+        }
+        inner.brk = want;
+        want
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        // No task has it loaded any more, so nothing is to be flushed on other CPUs.
+        let inner = self.inner.get_mut();
+        // SAFETY: `master` lives until the end of this function.
+        let top = unsafe { Table::at(self.master) };
+        while let Some((_, vma)) = inner.vmas.pop_first() {
+            let (low, high) = vma.touched_in(vma.start, vma.end);
+            for_each_entry(top, low, high, |table, i, _, e| {
+                table.set(i, Entry::NONE);
+                frame::put(e.frame());
+            });
+        }
+        page_table::free_tables(&mut inner.tables);
+        frame::put_zeroed(self.master);
+    }
+}
+
+impl Inner {
+    /// The mapping that contains `addr`.
+    pub fn find(&self, addr: u64) -> Option<&Vma> {
+        self.vmas.range(..=addr).next_back().map(|(_, v)| v).filter(|v| addr < v.end)
+    }
+
+    /// All mappings in order of address.
+    pub fn iter(&self) -> impl Iterator<Item = &Vma> {
+        self.vmas.values()
+    }
+
+    /// Mappings that share an address with `[start, end)`.
+    fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = &Vma> {
+        let first = self.vmas.range(..=start).next_back().map_or(start, |(k, _)| *k);
+        self.vmas.range(first..end.max(first)).map(|(_, v)| v).filter(move |v| v.end > start && v.start < end)
+    }
+
+    fn split_at(&mut self, at: u64) {
+        let Some(vma) = self.vmas.range_mut(..at).next_back().map(|(_, v)| v).filter(|v| at < v.end) else { return };
+        let upper = vma.split_off(at);
+        self.vmas.insert(at, upper);
+    }
+
+    fn insert(&mut self, vma: Vma) {
+        let start = vma.start;
+        self.vmas.insert(start, vma);
+        self.merge_around(start);
+    }
+
+    /// Joins the mapping that starts at `at` with its lower neighbour if both are alike.
+    fn merge_around(&mut self, at: u64) {
+        let Some(upper) = self.vmas.get(&at) else { return };
+        let Some((&low_key, low)) = self.vmas.range(..at).next_back() else { return };
+        if !low.can_merge(upper) {
+            return;
+        }
+        if let (Some(upper), Some(low)) = (self.vmas.remove(&at), self.vmas.get_mut(&low_key)) {
+            low.end = upper.end;
+            low.touched_low = low.touched_low.min(upper.touched_low);
+            low.touched_high = low.touched_high.max(upper.touched_high);
+        }
+    }
+
+    /// A free range: at the hint if that is free, else the highest gap below the mmap area's top.
+    fn find_gap(&self, hint: u64, len: u64) -> Option<u64> {
+        if hint >= USER_START && hint.checked_add(len).is_some_and(|e| e <= USER_END) && self.overlapping(hint, hint + len).next().is_none() {
+            return Some(hint);
+        }
+        let mut top = self.mmap_top;
+        for vma in self.vmas.range(..self.mmap_top).rev().map(|(_, v)| v) {
+            if vma.end <= top && top - vma.end >= len {
+                return Some(top - len);
+            }
+            top = top.min(vma.start);
+        }
+        top.checked_sub(len).filter(|s| *s >= USER_START)
+    }
+
+    /// Places the heap (exec, once).
+    pub fn start_heap(&mut self, at: u64) {
+        (self.brk_start, self.brk) = (at, at);
+    }
+}
+
+fn checked_range(start: u64, len: u64) -> Result<u64, MapError> {
+    if start % PAGE_SIZE != 0 {
+        return Err(MapError::BadRange);
+    }
+    let len = page_up(len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;
+    start.checked_add(len).filter(|e| *e <= USER_END).ok_or(MapError::BadRange)
+}
+
+/// Entry bits of a mapping's rights.
+fn rights(prot: Prot) -> Flags {
+    let mut f = Flags::PRESENT | Flags::USER | Flags::ACCESSED;
+    if prot.contains(Prot::WRITE) {
+        f |= Flags::WRITE | Flags::DIRTY;
+    }
+    if !prot.contains(Prot::EXEC) {
+        f |= Flags::NO_EXECUTE;
+    }
+    f
+}
+
+/// The entry narrowed to new rights. Never wider in writes: those come by a fault, which knows about sharing.
+fn restricted(e: Entry, prot: Prot) -> Entry {
+    if prot.is_empty() {
+        return Entry::new(e.frame(), Flags::HIDDEN);
+    }
+    let mut flags = rights(prot);
+    if !e.is_writable() {
+        flags -= Flags::WRITE;
+    }
+    Entry::new(e.frame(), flags)
+}
+
+/// Visits every entry with a frame in `[low, high)`.
+fn for_each_entry(top: &'static Table, low: u64, high: u64, mut f: impl FnMut(&'static Table, usize, u64, Entry)) {
+    let mut at = low;
+    while at < high {
+        let table = match page_table::walk(top, at) {
+            Ok(t) => t,
+            Err(skip) => {
+                at = at.saturating_add(skip);
+                continue;
+            }
+        };
+        let end = high.min((at | 0x1f_ffff) + 1);
+        while at < end {
+            let i = index(at, 1);
+            let e = table.get(i);
+            if e.has_frame() {
+                f(table, i, at, e);
+            }
+            at += PAGE_SIZE;
+        }
+    }
+}

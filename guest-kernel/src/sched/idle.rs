@@ -1,0 +1,28 @@
+//! The idle task of each CPU.
+
+use core::sync::atomic::Ordering;
+
+use crate::arch::instr;
+use crate::cpu;
+use crate::sched;
+
+/// Halts until there is something to run; never returns. The CPU's own idle task runs it.
+pub fn run() -> ! {
+    loop {
+        instr::cli();
+        let me = cpu::this();
+        // The race with a remote enqueue is decided in `SleepState`: either the waker sees that we sleep and sends an
+        // interrupt, or we see its kick here and look again.
+        if me.need_resched.load(Ordering::Relaxed) || !me.sleep.prepare_idle() {
+            me.sleep.leave_idle();
+            sched::yield_now();
+            instr::sti();
+            continue;
+        }
+        instr::sti_hlt();
+        instr::cli();
+        me.sleep.leave_idle();
+        sched::yield_now();
+        instr::sti();
+    }
+}

@@ -1,0 +1,122 @@
+//! The spin lock. Every other module may use it; it depends on nothing but the interrupt flag.
+//!
+//! Invariant: while a guard lives, interrupts are off on the holder's CPU and no other CPU holds the same lock.
+
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::arch::instr;
+
+/// Interrupts off from creation to drop; nests.
+pub struct IrqGuard {
+    were_on: bool,
+    // Not Send: the flag belongs to this CPU.
+    _not_send: core::marker::PhantomData<*mut ()>,
+}
+
+impl IrqGuard {
+    /// Turns interrupts off and remembers whether they were on.
+    #[inline(always)]
+    pub fn new() -> Self {
+        let were_on = instr::interrupts_enabled();
+        if were_on {
+            instr::cli();
+        }
+        Self { were_on, _not_send: core::marker::PhantomData }
+    }
+}
+
+impl Drop for IrqGuard {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.were_on {
+            instr::sti();
+        }
+    }
+}
+
+/// A test-and-test-and-set lock. Not a ticket lock: a waiter whose vCPU the host has descheduled must not block the others.
+pub struct SpinLock<T: ?Sized> {
+    locked: AtomicBool,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the lock hands out the value to one CPU at a time, so sharing it needs only that the value can move between CPUs.
+unsafe impl<T: ?Sized + Send> Sync for SpinLock<T> {}
+// SAFETY: owning the lock is owning the value.
+unsafe impl<T: ?Sized + Send> Send for SpinLock<T> {}
+
+impl<T> SpinLock<T> {
+    /// A new, free lock.
+    pub const fn new(value: T) -> Self {
+        Self { locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
+    }
+
+}
+
+impl<T: ?Sized> SpinLock<T> {
+    /// Takes the lock, spinning with interrupts off. Never call it while a guard of the same lock lives on this CPU.
+    #[inline(always)]
+    pub fn lock(&self) -> SpinLockGuard<'_, T> {
+        let irq = IrqGuard::new();
+        // Acquire: what the last holder wrote is visible before we touch the value.
+        if self.locked.swap(true, Ordering::Acquire) {
+            self.contended();
+        }
+        SpinLockGuard { lock: self, _irq: irq }
+    }
+
+    #[cold]
+    fn contended(&self) {
+        loop {
+            // Relaxed: only a hint; the swap below orders.
+            while self.locked.load(Ordering::Relaxed) {
+                // A holder may be waiting for this CPU to flush its TLB; the flush itself needs no lock.
+                crate::mm::shootdown::service_pending();
+                core::hint::spin_loop();
+            }
+            if !self.locked.swap(true, Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+
+    /// Takes the lock only if it is free. For crash paths, which must not hang on a lock that the crashed code holds.
+    pub fn try_lock(&self) -> Option<SpinLockGuard<'_, T>> {
+        let irq = IrqGuard::new();
+        (!self.locked.swap(true, Ordering::Acquire)).then_some(SpinLockGuard { lock: self, _irq: irq })
+    }
+}
+
+/// Access to a [`SpinLock`]'s value; releases on drop.
+pub struct SpinLockGuard<'a, T: ?Sized> {
+    lock: &'a SpinLock<T>,
+    // Declared after `lock` is released in Drop::drop: fields drop after it, so interrupts come back last.
+    _irq: IrqGuard,
+}
+
+impl<T: ?Sized> Deref for SpinLockGuard<'_, T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: this guard holds the lock.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T: ?Sized> DerefMut for SpinLockGuard<'_, T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: this guard holds the lock, and is borrowed mutably.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T: ?Sized> Drop for SpinLockGuard<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // Release: what we wrote is visible to the next holder.
+        self.lock.locked.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,307 @@
+//! Tasks: what is scheduled. A user task belongs to some ABI layer, which hangs its own state on it ([`UserContext`]).
+//!
+//! Ownership: a `Task` lives in an `Arc`. The scheduler holds one reference while a task is queued or runs, a wait queue holds one
+//! while it waits, the task table holds one until it ends. Invariants:
+//! - [`Task::state`] says what may happen to the task, [`Task::on_cpu`] whether some CPU still stands on its stack.
+//! - Only the task itself, while it runs, changes its address space and its user registers.
+
+pub mod current;
+pub mod table;
+
+use alloc::sync::Arc;
+use core::any::Any;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use arrayvec::ArrayString;
+use vcpu_sched::cpumask::CpuMask;
+use vcpu_sched::ids::{CpuId, TaskId};
+use vcpu_sched::policy::Entity;
+use vcpu_sched::task::state::{AtomicState, State};
+
+pub use current::{Current, current};
+
+use crate::arch::fpu;
+use crate::arch::switch;
+use crate::arch::trap_entry::TrapFrame;
+use crate::cpu;
+use crate::mm::address_space::AddressSpace;
+use crate::mm::frame::OutOfMemory;
+use crate::mm::layout::task_slot;
+use crate::mm::task_block::TaskBlock;
+use crate::sync::{SpinLock, WaitQueue};
+
+/// What an ABI layer does for its tasks. Called on the task itself.
+pub trait UserContext: Send + Sync {
+    /// A system call: numbers and arguments in the frame, the result goes there too.
+    fn syscall(&self, frame: &mut TrapFrame);
+    /// An exception in ring 3 that the kernel itself doesn't resolve.
+    fn exception(&self, frame: &mut TrapFrame, fault: UserFault);
+    /// [`Task::work`] is set: something to do before the task sees ring 3 again.
+    fn before_user(&self, frame: &mut TrapFrame);
+    /// For the layer to find its own type again.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// What went wrong in ring 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserFault {
+    /// Page fault that has no page: address and reason.
+    Page(u64, crate::mm::address_space::FaultError, crate::mm::address_space::Access),
+    /// Any other exception, by vector.
+    Exception(u64),
+}
+
+/// What [`Task::work`] can ask for.
+pub mod work {
+    /// The ABI layer has something (signals, exit of the group).
+    pub const USER: u32 = 1;
+}
+
+/// CPU time and switches of one task.
+#[derive(Default)]
+pub struct TaskStats {
+    /// TSC ticks on a CPU.
+    pub run_ticks: AtomicU64,
+    /// Times it gave way of its own will.
+    pub voluntary: AtomicU64,
+    /// Times it was made to give way.
+    pub involuntary: AtomicU64,
+    /// Times it came to another CPU.
+    pub migrations: AtomicU64,
+    /// Page faults resolved.
+    pub faults: AtomicU64,
+}
+
+/// A task.
+pub struct Task {
+    /// Number, unique among living tasks. Linux's tid.
+    pub id: TaskId,
+    /// Life cycle.
+    pub state: AtomicState,
+    /// A CPU stands on this task's stack. Set before the switch to it, cleared by assembly once it is left.
+    pub on_cpu: AtomicBool,
+    /// Last or present CPU.
+    pub cpu: AtomicU32,
+    /// CPU whose registers hold the only copy of the FPU state, or `fpu::NOT_LIVE`.
+    pub fpu_live: AtomicU32,
+    /// CPU whose registers last held the FPU state.
+    pub fpu_cpu: AtomicU32,
+    /// Where the task may run. Guards the mask only.
+    pub affinity: SpinLock<CpuMask>,
+    /// Kept equal to `affinity` for up to 64 CPUs, for lock-free looks.
+    pub affinity_word: AtomicU64,
+    /// Bits of [`work`].
+    pub work: AtomicU32,
+    /// Set when a timed wait ran out.
+    pub timed_out: AtomicBool,
+    /// FPU save area; kernel tasks have none.
+    pub fpu: Option<fpu::Area>,
+    /// Counters.
+    pub stats: TaskStats,
+    /// Woken when the task has ended.
+    pub exited: WaitQueue,
+    name: SpinLock<ArrayString<16>>,
+    saved_rsp: UnsafeCell<u64>,
+    space: UnsafeCell<Option<Arc<AddressSpace>>>,
+    fs_base: AtomicU64,
+    user: Option<Arc<dyn UserContext>>,
+    /// Page tables and kernel stack.
+    pub block: TaskBlock,
+}
+
+// SAFETY: `saved_rsp` is written by the CPU that leaves the task and read by the one that continues it, ordered by `on_cpu`
+// or the run queue's lock; `space` is used by the task itself while it runs (and by its creator before it starts).
+unsafe impl Sync for Task {}
+// SAFETY: as above; nothing in it belongs to one CPU.
+unsafe impl Send for Task {}
+
+/// A counted handle, as run queues hold it.
+#[derive(Clone)]
+pub struct TaskRef(pub Arc<Task>);
+
+impl core::ops::Deref for TaskRef {
+    type Target = Task;
+    fn deref(&self) -> &Task {
+        &self.0
+    }
+}
+
+impl Entity for TaskRef {
+    fn id(&self) -> TaskId {
+        self.0.id
+    }
+}
+
+/// How a task starts.
+pub struct Spawn<'a> {
+    /// Name for reports, cut to 16 bytes.
+    pub name: &'a str,
+    /// Where it may run; `None`: everywhere.
+    pub affinity: Option<CpuMask>,
+    /// Function and argument.
+    pub entry: extern "C" fn(usize) -> !,
+    /// See `entry`.
+    pub argument: usize,
+    /// For a user task: its address space, FPU area, FS base and ABI state.
+    pub user: Option<SpawnUser>,
+}
+
+/// The user side of a new task.
+pub struct SpawnUser {
+    /// User half.
+    pub space: Arc<AddressSpace>,
+    /// FPU state to start with.
+    pub fpu: fpu::Area,
+    /// Thread pointer.
+    pub fs_base: u64,
+    /// ABI state.
+    pub context: Arc<dyn UserContext>,
+}
+
+impl Task {
+    /// Makes a task that doesn't run yet; [`crate::sched::start`] starts it. `id` comes from [`table::allocate_id`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(id: TaskId, spawn: Spawn<'_>) -> Result<Arc<Task>, OutOfMemory> {
+        let block = TaskBlock::new()?;
+        // SAFETY: nobody runs on this stack yet.
+        let rsp = unsafe { switch::initial_stack(block.stack_top_direct(), task_slot::STACK_TOP, spawn.entry, spawn.argument) };
+        Ok(Self::assemble(id, spawn.name, spawn.affinity, block, rsp, spawn.user, State::New))
+    }
+
+    /// The task that a CPU is already running when it comes up: its idle task.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new_idle(id: TaskId, name: &str, cpu: CpuId) -> Result<Arc<Task>, OutOfMemory> {
+        let t = Self::assemble(id, name, Some(CpuMask::one_shot(cpu)), TaskBlock::new()?, 0, None, State::Running);
+        t.cpu.store(cpu.0, Ordering::Relaxed);
+        t.on_cpu.store(true, Ordering::Relaxed);
+        Ok(t)
+    }
+
+    fn assemble(id: TaskId, name: &str, affinity: Option<CpuMask>, block: TaskBlock, rsp: u64, user: Option<SpawnUser>, state: State) -> Arc<Task> {
+        let (space, fpu, fs_base, user) = match user {
+            Some(u) => (Some(u.space), Some(u.fpu), u.fs_base, Some(u.context)),
+            None => (None, None, 0, None),
+        };
+        let affinity = affinity.unwrap_or_else(|| CpuMask::full(cpu::MAX_CPUS as u32));
+        let task = Arc::new(Task {
+            id,
+            state: AtomicState::new(state),
+            on_cpu: AtomicBool::new(false),
+            cpu: AtomicU32::new(cpu::this().id.0),
+            fpu_live: AtomicU32::new(fpu::NOT_LIVE),
+            fpu_cpu: AtomicU32::new(fpu::NOT_LIVE),
+            affinity_word: AtomicU64::new(mask_word(&affinity)),
+            affinity: SpinLock::new(affinity),
+            work: AtomicU32::new(0),
+            timed_out: AtomicBool::new(false),
+            fpu,
+            stats: TaskStats::default(),
+            exited: WaitQueue::new(),
+            name: SpinLock::new(clip(name)),
+            saved_rsp: UnsafeCell::new(rsp),
+            space: UnsafeCell::new(None),
+            fs_base: AtomicU64::new(fs_base),
+            user,
+            block,
+        });
+        if let Some(space) = space {
+            // SAFETY: the task doesn't run and nobody else knows it.
+            unsafe { task.attach(space) };
+        }
+        task
+    }
+
+    /// Name for reports.
+    pub fn name(&self) -> ArrayString<16> {
+        *self.name.lock()
+    }
+
+    /// Renames the task; cut to 16 bytes.
+    pub fn set_name(&self, name: &str) {
+        *self.name.lock() = clip(name);
+    }
+
+    /// The ABI layer's state.
+    #[inline(always)]
+    pub fn user(&self) -> Option<&Arc<dyn UserContext>> {
+        self.user.as_ref()
+    }
+
+    /// Whether the task may run on a CPU. A snapshot.
+    #[inline(always)]
+    pub fn allowed_on(&self, cpu: CpuId) -> bool {
+        self.affinity_word.load(Ordering::Relaxed) >> (cpu.0 & 63) & 1 != 0
+    }
+
+    /// Replaces the affinity mask. The caller moves the task if it has to.
+    pub fn set_affinity_mask(&self, mask: &CpuMask) {
+        let mut m = self.affinity.lock();
+        *m = mask.clone();
+        self.affinity_word.store(mask_word(mask), Ordering::Relaxed);
+    }
+
+    /// Thread pointer.
+    #[inline(always)]
+    pub fn fs_base(&self) -> u64 {
+        self.fs_base.load(Ordering::Relaxed)
+    }
+
+    /// Address of the saved stack pointer, for the switch.
+    #[inline(always)]
+    pub(crate) fn saved_rsp(&self) -> *mut u64 {
+        self.saved_rsp.get()
+    }
+
+    /// The address space that the switch must load.
+    ///
+    /// # Safety
+    /// By the CPU that is about to run or runs the task.
+    #[inline(always)]
+    pub(crate) unsafe fn space_ptr(&self) -> *const AddressSpace {
+        // SAFETY: the caller owns the task's execution.
+        unsafe { (*self.space.get()).as_ref().map_or(core::ptr::null(), Arc::as_ptr) }
+    }
+
+    /// Puts an address space into a task that has none.
+    ///
+    /// # Safety
+    /// By the task itself, or before it starts.
+    unsafe fn attach(&self, space: Arc<AddressSpace>) {
+        if space.threads.fetch_add(1, Ordering::AcqRel) > 0 {
+            // Release: a shootdown that sees one thread also sees that there never were two.
+            space.shared_ever.store(true, Ordering::Release);
+        }
+        space.install(&space.lock(), self.block.top());
+        // SAFETY: the caller's promise.
+        unsafe { *self.space.get() = Some(space) };
+    }
+}
+
+fn mask_word(mask: &CpuMask) -> u64 {
+    let bytes = mask.to_le_bytes();
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[..8]);
+    u64::from_le_bytes(word)
+}
+
+fn clip(name: &str) -> ArrayString<16> {
+    let mut s = ArrayString::new();
+    for c in name.chars() {
+        if s.try_push(c).is_err() {
+            break;
+        }
+    }
+    s
+}
+
+impl Task {
+    /// The name, without waiting for its lock.
+    pub fn name_for_crash(&self) -> ArrayString<16> {
+        self.name.try_lock().map_or_else(|| clip("?"), |n| *n)
+    }
+}

@@ -1,0 +1,63 @@
+//! All living tasks by number. For reports, signals and the debugger; never on a hot path.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use vcpu_sched::ids::TaskId;
+
+use super::Task;
+use crate::sync::SpinLock;
+
+/// Guards the map only.
+static TASKS: SpinLock<BTreeMap<u32, Arc<Task>>> = SpinLock::new(BTreeMap::new());
+/// 1 is the first program's task, so that it is Linux's init.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+/// Idle and other kernel tasks are numbered from here, out of the programs' way.
+static NEXT_KERNEL: AtomicU32 = AtomicU32::new(KERNEL_ID_BASE);
+/// Largest user task number (Linux: PID_MAX_LIMIT on 64 bits).
+const MAX_ID: u32 = 1 << 22;
+/// First kernel task number.
+pub const KERNEL_ID_BASE: u32 = MAX_ID + 1;
+
+/// A number for a new user task: the next one that nobody has.
+pub fn allocate_id() -> TaskId {
+    loop {
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        if id >= MAX_ID {
+            // Relaxed: a second wrap-around at the same moment only repeats work.
+            NEXT.store(2, Ordering::Relaxed);
+            continue;
+        }
+        if !TASKS.lock().contains_key(&id) {
+            return TaskId(id);
+        }
+    }
+}
+
+/// A number for a kernel task.
+pub fn allocate_kernel_id() -> TaskId {
+    TaskId(NEXT_KERNEL.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Lists a task.
+pub fn insert(task: &Arc<Task>) {
+    TASKS.lock().insert(task.id.0, task.clone());
+}
+
+/// Takes a task off the list.
+pub fn remove(id: TaskId) {
+    let removed = TASKS.lock().remove(&id.0);
+    drop(removed); // after the lock is released
+}
+
+/// Finds a task.
+pub fn find(id: TaskId) -> Option<Arc<Task>> {
+    TASKS.lock().get(&id.0).cloned()
+}
+
+/// All tasks, for reports.
+pub fn snapshot() -> Vec<Arc<Task>> {
+    TASKS.lock().values().cloned().collect()
+}

@@ -1,0 +1,98 @@
+//! Time: the TSC as nanoseconds since boot, the wall clock, and timers.
+//!
+//! The TSC frequency comes from CPUID (0x15, 0x40000010), else from the command line, else from a bounded comparison with the
+//! local APIC timer; never from a loop that can hang.
+
+pub mod timer;
+pub mod wall;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use vcpu_sched::clock::TscScale;
+use vcpu_sched::ids::{Khz, Nanos};
+
+use crate::arch::instr::{cpuid, rdtsc};
+use crate::sync::BootCell;
+
+struct Clock {
+    scale: TscScale,
+    khz: Khz,
+    boot_tsc: u64,
+}
+
+static CLOCK: BootCell<Clock> = BootCell::new();
+/// Frequency of the local APIC timer.
+static APIC_KHZ: AtomicU64 = AtomicU64::new(0);
+/// What every hypervisor that this kernel meets gives its APIC timer when it doesn't say: 1 GHz (KVM: APIC_BUS_CYCLE_NS = 1;
+/// QEMU hw/i386: the same).
+const DEFAULT_APIC_KHZ: u64 = 1_000_000;
+
+/// Finds the frequencies. Boot CPU, with its local APIC on.
+pub fn init(cmdline_tsc_khz: Option<u32>) {
+    let (mut tsc_khz, mut apic_khz) = (0u64, DEFAULT_APIC_KHZ);
+    let (_, b, c, d) = cpuid(0x4000_0000, 0);
+    let hypervisor = cpuid(1, 0).2 & 1 << 31 != 0;
+    if hypervisor && cpuid(0x4000_0000, 0).0 >= 0x4000_0010 && (b, c, d) != (0, 0, 0) {
+        let (eax, ebx, ..) = cpuid(0x4000_0010, 0);
+        tsc_khz = u64::from(eax);
+        if ebx != 0 {
+            apic_khz = u64::from(ebx);
+        }
+    }
+    if tsc_khz == 0 && cpuid(0, 0).0 >= 0x15 {
+        // Intel SDM vol. 3A 18.7.3: TSC = crystal (ECX, Hz) * EBX / EAX.
+        let (den, num, crystal, _) = cpuid(0x15, 0);
+        if den != 0 && crystal != 0 {
+            tsc_khz = u64::from(crystal) * u64::from(num) / u64::from(den) / 1000;
+        }
+    }
+    let source = if tsc_khz != 0 {
+        "CPUID"
+    } else if let Some(khz) = cmdline_tsc_khz {
+        tsc_khz = u64::from(khz);
+        "the command line"
+    } else {
+        tsc_khz = crate::arch::apic::measure_tsc_khz(apic_khz);
+        "a comparison with the APIC timer"
+    };
+    APIC_KHZ.store(apic_khz, Ordering::Relaxed);
+    let khz = Khz(tsc_khz.clamp(1, u64::from(u32::MAX)) as u32);
+    if let Some(scale) = TscScale::from_khz(khz) {
+        CLOCK.set(Clock { scale, khz, boot_tsc: rdtsc() });
+    }
+    crate::info!("TSC {} kHz by {source}, APIC timer {apic_khz} kHz", khz.0);
+}
+
+/// Monotonic time since boot.
+#[inline]
+pub fn now() -> Nanos {
+    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(rdtsc().wrapping_sub(c.boot_tsc)))
+}
+
+/// TSC reading at which the monotonic clock shows `at`.
+#[inline]
+pub fn tsc_at(at: Nanos) -> u64 {
+    CLOCK.get().map_or(0, |c| c.boot_tsc.saturating_add(c.scale.to_ticks(at)))
+}
+
+/// A duration in TSC ticks.
+#[inline]
+pub fn ticks(d: Nanos) -> u64 {
+    CLOCK.get().map_or(0, |c| c.scale.to_ticks(d))
+}
+
+/// TSC ticks as a duration.
+#[inline]
+pub fn ticks_to_nanos(t: u64) -> Nanos {
+    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(t))
+}
+
+/// The TSC's frequency.
+pub fn tsc_khz() -> Khz {
+    CLOCK.get().map_or(Khz(0), |c| c.khz)
+}
+
+/// The APIC timer's frequency.
+pub fn apic_khz() -> u64 {
+    APIC_KHZ.load(Ordering::Relaxed)
+}

@@ -1,0 +1,119 @@
+//! One-shot timers and the slice timer of each CPU, on one local APIC timer.
+//!
+//! Tickless: the hardware timer is armed only for the earliest thing that is due. Invariant: `programmed` is no later than
+//! the earliest deadline of the queue and the slice; firing early costs one interrupt, firing late can't happen.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use vcpu_sched::ids::{CpuId, Nanos};
+use vcpu_sched::timer::{TimerId, TimerQueue};
+
+use crate::arch::{apic, instr};
+use crate::cpu::{self, Cpu};
+use crate::sched;
+use crate::sync::{IrqGuard, SpinLock};
+use crate::task::Task;
+
+/// Something that a timer calls. In interrupt context: must not sleep.
+pub trait TimerTarget: Send + Sync {
+    /// The deadline has passed.
+    fn fire(&self);
+}
+
+enum Action {
+    Wake(Arc<Task>),
+    Call(Arc<dyn TimerTarget>),
+}
+
+/// Timers of one CPU.
+pub struct CpuTimers {
+    /// Guards the queue only.
+    queue: SpinLock<TimerQueue<Action>>,
+    /// TSC value at which the current task's slice ends; `u64::MAX`: it has no competitor.
+    slice_end: AtomicU64,
+    /// TSC value for which the hardware is armed; `u64::MAX`: not armed.
+    programmed: AtomicU64,
+}
+
+/// An armed timer.
+#[must_use = "a timer that is not cancelled will fire"]
+pub struct TimerHandle {
+    cpu: CpuId,
+    id: TimerId,
+}
+
+impl TimerHandle {
+    /// Disarms it. Returns whether it had not fired yet.
+    pub fn cancel(self) -> bool {
+        let action = cpu::get(self.cpu).and_then(|c| c.timers.queue.lock().cancel(self.id));
+        action.is_some() // drops after the lock
+    }
+}
+
+/// Wakes `task` when the monotonic clock has reached `deadline`.
+pub fn wake_at(deadline: Nanos, task: Arc<Task>) -> TimerHandle {
+    arm(deadline, Action::Wake(task))
+}
+
+/// Calls `target` when the monotonic clock has reached `deadline`.
+pub fn call_at(deadline: Nanos, target: Arc<dyn TimerTarget>) -> TimerHandle {
+    arm(deadline, Action::Call(target))
+}
+
+fn arm(deadline: Nanos, action: Action) -> TimerHandle {
+    let _irq = IrqGuard::new();
+    let me = cpu::this();
+    let id = me.timers.queue.lock().arm(deadline, action);
+    me.timers.program(super::tsc_at(deadline));
+    TimerHandle { cpu: me.id, id }
+}
+
+impl CpuTimers {
+    /// Nothing armed.
+    pub const fn new() -> Self {
+        Self { queue: SpinLock::new(TimerQueue::new()), slice_end: AtomicU64::new(u64::MAX), programmed: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Ends the current task's slice at a TSC value. Own CPU, interrupts off.
+    #[inline]
+    pub fn arm_slice(&self, end: u64) {
+        self.slice_end.store(end, Ordering::Relaxed);
+        self.program(end);
+    }
+
+    /// Makes the hardware fire at `tsc` or earlier. Own CPU, interrupts off.
+    #[inline]
+    fn program(&self, tsc: u64) {
+        if tsc < self.programmed.load(Ordering::Relaxed) {
+            self.programmed.store(tsc, Ordering::Relaxed);
+            apic::arm_timer(tsc);
+        }
+    }
+}
+
+/// The hardware timer has fired on this CPU. Interrupts off.
+pub fn interrupt(me: &Cpu) {
+    me.stats.timer_interrupts.fetch_add(1, Ordering::Relaxed);
+    let timers = &me.timers;
+    timers.programmed.store(u64::MAX, Ordering::Relaxed);
+    let slice_end = timers.slice_end.swap(u64::MAX, Ordering::Relaxed);
+    let now = super::now();
+    loop {
+        // One at a time: the action runs without the lock, it may arm or cancel timers.
+        let Some(action) = timers.queue.lock().pop_expired(now) else { break };
+        match action {
+            Action::Wake(task) => {
+                sched::wake(&task);
+            }
+            Action::Call(target) => target.fire(),
+        }
+    }
+    if slice_end != u64::MAX {
+        sched::slice_tick(me, instr::rdtsc());
+    }
+    let next = timers.queue.lock().next_deadline();
+    if let Some(next) = next {
+        timers.program(super::tsc_at(next));
+    }
+}
