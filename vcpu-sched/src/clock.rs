@@ -16,8 +16,8 @@ pub struct TscScale {
     mult: u64,
     /// 44 to 76.
     shift: u32,
-    /// Ticks per nanosecond times `2^inv_shift`, rounded up. The second bit from the top is the highest that is set, so
-    /// that rounding up after the multiplication can't overflow.
+    /// Ticks per nanosecond times `2^inv_shift`, rounded up. At most 2^63, so that rounding up after the multiplication
+    /// can't overflow.
     inv_mult: u64,
     inv_shift: u32,
 }
@@ -37,14 +37,9 @@ impl TscScale {
         }
         let mult = (NS_PER_MS << shift) / khz.0 as u128;
         // ticks = ns * 2^shift / mult, from the rounded `mult`, so that it inverts `to_ns` and not the ideal. With
-        // 2^63 <= mult < 2^64, 2^126 / mult is in (2^62, 2^63].
+        // 2^63 <= mult < 2^64, 2^126 / mult is in (2^62, 2^63], and so is it rounded up.
         let inv_mult = (1u128 << 126).div_ceil(mult);
-        Some(Self {
-            mult: mult as u64,
-            shift,
-            inv_mult: inv_mult as u64,
-            inv_shift: 126 - shift,
-        })
+        Some(Self { mult: mult as u64, shift, inv_mult: inv_mult as u64, inv_shift: 126 - shift })
     }
 
     /// Nanoseconds for a number of ticks, rounded down, at most [`Nanos::MAX`].
@@ -54,25 +49,17 @@ impl TscScale {
     #[inline]
     pub const fn to_ns(self, ticks: u64) -> Nanos {
         let ns = (ticks as u128 * self.mult as u128) >> self.shift;
-        Nanos(if ns > u64::MAX as u128 {
-            u64::MAX
-        } else {
-            ns as u64
-        })
+        Nanos(if ns > u64::MAX as u128 { u64::MAX } else { ns as u64 })
     }
 
     /// The first tick at which [`to_ns`](TscScale::to_ns) reads `ns` or more, or a few ticks later; at most `u64::MAX`.
     ///
-    /// With the exact value `x = ns * khz / 1_000_000`, the result is at least `ceil(x)` and at most 1 more; up to 7 more
+    /// With the exact value `x = ns * khz / 1_000_000`, the result is at least `ceil(x)` and at most 1 more; up to 6 more
     /// are possible for `x` of 2^61 (24 years at 3 GHz) and more.
     #[inline]
     pub const fn to_ticks(self, ns: Nanos) -> u64 {
         let round_up = (1u128 << self.inv_shift) - 1;
         let ticks = (ns.0 as u128 * self.inv_mult as u128 + round_up) >> self.inv_shift;
-        if ticks > u64::MAX as u128 {
-            u64::MAX
-        } else {
-            ticks as u64
-        }
+        if ticks > u64::MAX as u128 { u64::MAX } else { ticks as u64 }
     }
 }

@@ -31,10 +31,7 @@ impl CpuMask {
     /// No CPU.
     #[inline]
     pub const fn empty() -> Self {
-        Self {
-            words: [0; WORDS],
-            used: 0,
-        }
+        Self { words: [0; WORDS], used: 0 }
     }
 
     /// CPUs 0 to `count - 1`.
@@ -133,49 +130,25 @@ impl CpuMask {
     /// The CPUs in ascending order.
     #[inline]
     pub const fn iter(&self) -> Iter<'_> {
-        Iter {
-            mask: self,
-            word: self.words[0],
-            index: 0,
-        }
+        Iter { mask: self, word: self.words[0], index: 0 }
     }
 
     /// The CPUs that are in both sets, from `start` upwards and then from 0 up to `start`. Makes no third mask.
     #[inline]
     pub const fn iter_both_from<'a>(&'a self, other: &'a Self, start: CpuId) -> BothFrom<'a> {
-        let used = if self.used < other.used {
-            self.used
-        } else {
-            other.used
-        };
+        let used = if self.used < other.used { self.used } else { other.used };
         // A start above both sets is a start from 0: the whole circle is the same.
-        let (index, bit) = if start.index() / 64 < used as usize {
-            (start.index() / 64, start.0 % 64)
-        } else {
-            (0, 0)
-        };
+        let (index, bit) = if start.index() / 64 < used as usize { (start.index() / 64, start.0 % 64) } else { (0, 0) };
         let from_start = u64::MAX << bit;
         let word = self.words[index] & other.words[index] & from_start;
-        BothFrom {
-            a: self,
-            b: other,
-            word,
-            index,
-            used: used as usize,
-            left: used as usize,
-            last: !from_start,
-        }
+        BothFrom { a: self, b: other, word, index, used: used as usize, left: used as usize, last: !from_start }
     }
 
     /// The CPUs in both.
     #[must_use]
     pub const fn and(&self, other: &Self) -> Self {
         let mut result = Self::empty();
-        result.used = if self.used < other.used {
-            self.used
-        } else {
-            other.used
-        };
+        result.used = if self.used < other.used { self.used } else { other.used };
         let mut i = 0;
         while i < result.used as usize {
             result.words[i] = self.words[i] & other.words[i];
@@ -188,11 +161,7 @@ impl CpuMask {
     #[must_use]
     pub const fn or(&self, other: &Self) -> Self {
         let mut result = Self::empty();
-        result.used = if self.used > other.used {
-            self.used
-        } else {
-            other.used
-        };
+        result.used = if self.used > other.used { self.used } else { other.used };
         let mut i = 0;
         while i < result.used as usize {
             result.words[i] = self.words[i] | other.words[i];
@@ -205,11 +174,7 @@ impl CpuMask {
     #[must_use]
     pub const fn xor(&self, other: &Self) -> Self {
         let mut result = Self::empty();
-        result.used = if self.used > other.used {
-            self.used
-        } else {
-            other.used
-        };
+        result.used = if self.used > other.used { self.used } else { other.used };
         let mut i = 0;
         while i < result.used as usize {
             result.words[i] = self.words[i] ^ other.words[i];
@@ -375,11 +340,7 @@ impl Iterator for BothFrom<'_> {
                 return None;
             }
             self.left -= 1;
-            self.index = if self.index + 1 == self.used {
-                0
-            } else {
-                self.index + 1
-            };
+            self.index = if self.index + 1 == self.used { 0 } else { self.index + 1 };
             self.word = self.a.words[self.index] & self.b.words[self.index];
             if self.left == 0 {
                 self.word &= self.last;
@@ -481,26 +442,17 @@ impl FromStr for CpuMask {
                 let last_at;
                 (last, last_at) = number(bytes, &mut at, MAX_CPUS - 1)?;
                 if last < first {
-                    return Err(ParseCpuMaskError {
-                        at: last_at,
-                        kind: ReversedRange,
-                    });
+                    return Err(ParseCpuMaskError { at: last_at, kind: ReversedRange });
                 }
                 if eat(bytes, &mut at, b':') {
                     let used_at;
                     (used, used_at) = number(bytes, &mut at, MAX_CPUS)?;
                     if !eat(bytes, &mut at, b'/') {
-                        return Err(ParseCpuMaskError {
-                            at,
-                            kind: ExpectedSlash,
-                        });
+                        return Err(ParseCpuMaskError { at, kind: ExpectedSlash });
                     }
                     (group, _) = number(bytes, &mut at, MAX_CPUS)?;
                     if used == 0 || used > group {
-                        return Err(ParseCpuMaskError {
-                            at: used_at,
-                            kind: BadStride,
-                        });
+                        return Err(ParseCpuMaskError { at: used_at, kind: BadStride });
                     }
                 }
             }
@@ -513,10 +465,7 @@ impl FromStr for CpuMask {
                 return Ok(mask);
             }
             if !eat(bytes, &mut at, b',') {
-                return Err(ParseCpuMaskError {
-                    at,
-                    kind: ExpectedComma,
-                });
+                return Err(ParseCpuMaskError { at, kind: ExpectedComma });
             }
         }
     }
@@ -534,21 +483,13 @@ fn number(bytes: &[u8], at: &mut usize, max: u32) -> Result<(u32, usize), ParseC
     let start = *at;
     let mut value: u32 = 0;
     while let Some(digit) = bytes.get(*at).filter(|b| b.is_ascii_digit()) {
-        value = value
-            .saturating_mul(10)
-            .saturating_add(u32::from(digit - b'0'));
+        value = value.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
         *at += 1;
     }
     if *at == start {
-        Err(ParseCpuMaskError {
-            at: start,
-            kind: ParseCpuMaskErrorKind::ExpectedNumber,
-        })
+        Err(ParseCpuMaskError { at: start, kind: ParseCpuMaskErrorKind::ExpectedNumber })
     } else if value > max {
-        Err(ParseCpuMaskError {
-            at: start,
-            kind: ParseCpuMaskErrorKind::TooLarge,
-        })
+        Err(ParseCpuMaskError { at: start, kind: ParseCpuMaskErrorKind::TooLarge })
     } else {
         Ok((value, start))
     }

@@ -154,13 +154,7 @@ mod tests {
 
     #[test]
     fn time_prints_exactly() {
-        for (ns, text) in [
-            (0, "0ns"),
-            (7, "7ns"),
-            (1_500_000, "1500us"),
-            (10_000_000, "10ms"),
-            (2_000_000_000, "2s"),
-        ] {
+        for (ns, text) in [(0, "0ns"), (7, "7ns"), (1_500_000, "1500us"), (10_000_000, "10ms"), (2_000_000_000, "2s")] {
             assert_eq!(Nanos(ns).to_string(), text);
         }
         assert_eq!(Nanos::from_millis(10), Nanos::from_micros(10_000));

@@ -44,18 +44,14 @@ pub fn select_cpu(task: &Placement<'_>, waker: CpuId, view: &impl CpuView) -> Cp
     if waker_usable && view.is_idle(waker) {
         return waker;
     }
-    if let Some(idle) = task
-        .allowed
-        .iter_both_from(online, last)
-        .find(|&cpu| view.is_idle(cpu))
-    {
+    if let Some(idle) = task.allowed.iter_both_from(online, last).find(|&cpu| view.is_idle(cpu)) {
         return idle;
     }
     match (last_usable, waker_usable) {
         (true, true) if view.nr_running(waker) < view.nr_running(last) => waker,
         (true, _) => last,
         (false, true) => waker,
-        (false, false) => least_loaded(task.allowed, last, view),
+        (false, false) => least_loaded(task.allowed, last, view).unwrap_or(last),
     }
 }
 
@@ -64,11 +60,11 @@ pub fn select_cpu(task: &Placement<'_>, waker: CpuId, view: &impl CpuView) -> Cp
 ///
 /// If no allowed CPU is online, it is the first allowed one; an empty `allowed`, which must not be, gives `after`.
 pub fn select_cpu_new(allowed: &CpuMask, after: CpuId, view: &impl CpuView) -> CpuId {
-    least_loaded(allowed, CpuId(after.0.wrapping_add(1)), view)
+    least_loaded(allowed, CpuId(after.0.wrapping_add(1)), view).unwrap_or(after)
 }
 
-/// The least loaded usable CPU, the first from `start` of equals.
-fn least_loaded(allowed: &CpuMask, start: CpuId, view: &impl CpuView) -> CpuId {
+/// The least loaded allowed CPU that is online, the first from `start` of equals; else the first allowed one, if any.
+fn least_loaded(allowed: &CpuMask, start: CpuId, view: &impl CpuView) -> Option<CpuId> {
     let mut best = None;
     for cpu in allowed.iter_both_from(view.online(), start) {
         let load = view.nr_running(cpu);
@@ -79,10 +75,7 @@ fn least_loaded(allowed: &CpuMask, start: CpuId, view: &impl CpuView) -> CpuId {
             }
         }
     }
-    match best {
-        Some((cpu, _)) => cpu,
-        None => allowed.first().unwrap_or(start),
-    }
+    best.map(|(cpu, _)| cpu).or_else(|| allowed.first())
 }
 
 /// Chooses the queue for a task that the caller has just woken (`Blocked -> Ready`).
@@ -91,12 +84,7 @@ fn least_loaded(allowed: &CpuMask, start: CpuId, view: &impl CpuView) -> CpuId {
 /// goes to that CPU's queue even if its affinity now forbids that CPU: it is the only one that knows when the stack is
 /// free, and it forwards the task then ([`pick_verdict`]). Else it is [`select_cpu`].
 #[inline]
-pub fn enqueue_target(
-    stack_on: Option<CpuId>,
-    task: &Placement<'_>,
-    waker: CpuId,
-    view: &impl CpuView,
-) -> CpuId {
+pub fn enqueue_target(stack_on: Option<CpuId>, task: &Placement<'_>, waker: CpuId, view: &impl CpuView) -> CpuId {
     match stack_on {
         Some(cpu) => cpu,
         None => select_cpu(task, waker, view),

@@ -34,18 +34,12 @@ pub struct TimerQueue<T> {
 impl<T> TimerQueue<T> {
     /// No timer armed.
     pub const fn new() -> Self {
-        Self {
-            timers: BTreeMap::new(),
-            next_seq: 0,
-        }
+        Self { timers: BTreeMap::new(), next_seq: 0 }
     }
 
     /// Arms a timer. A deadline that has passed already expires at the next [`pop_expired`](TimerQueue::pop_expired).
     pub fn arm(&mut self, deadline: Nanos, what: T) -> TimerId {
-        let id = TimerId {
-            deadline,
-            seq: self.next_seq,
-        };
+        let id = TimerId { deadline, seq: self.next_seq };
         self.next_seq += 1;
         self.timers.insert(id, what);
         id

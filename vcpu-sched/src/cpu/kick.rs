@@ -95,3 +95,124 @@ impl KickWord {
         Requests(self.0.swap(0, Ordering::Acquire))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_requests_one_interrupt() {
+        let word = KickWord::new();
+        assert!(!word.raise(Requests::NONE));
+        assert!(word.raise(Requests::RESCHEDULE));
+        assert!(!word.raise(Requests::SHOOTDOWN));
+        assert!(!word.raise(Requests::RESCHEDULE));
+        let taken = word.take();
+        assert_eq!(taken, Requests::RESCHEDULE | Requests::SHOOTDOWN);
+        assert!(taken.contains(Requests::SHOOTDOWN) && !taken.contains(Requests::CALL));
+        assert!(word.take().is_empty());
+        assert!(word.raise(Requests::RESCHEDULE));
+    }
+}
+
+/// A CPU that only waits for IPIs, and others that request things of it: a swallowed request is a deadlock, which loom
+/// reports.
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use loom::sync::Notify;
+    use loom::thread;
+    use std::sync::Arc; // not loom's: it adds orderings of its own, and aborts where a model is to fail
+
+    const REQUESTS: [Requests; 2] = [Requests::RESCHEDULE, Requests::CALL];
+
+    struct Machine {
+        word: KickWord,
+        /// What was prepared, one word each, in no order of their own.
+        prepared: [AtomicU32; 2],
+        ipi: Notify,
+    }
+
+    impl Machine {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                word: KickWord::new(),
+                prepared: [AtomicU32::new(0), AtomicU32::new(0)],
+                ipi: Notify::new(),
+            })
+        }
+
+        /// Requests `REQUESTS[bit]`, with the piece of work `slot`.
+        fn request(this: &Arc<Self>, slot: usize, bit: usize) -> thread::JoinHandle<()> {
+            let machine = this.clone();
+            thread::spawn(move || {
+                machine.prepared[slot].store(1, Ordering::Relaxed);
+                if machine.word.raise(REQUESTS[bit]) {
+                    machine.ipi.notify();
+                }
+            })
+        }
+
+        fn prepared(&self, slot: usize) -> bool {
+            self.prepared[slot].load(Ordering::Relaxed) == 1
+        }
+    }
+
+    #[test]
+    fn loom_no_request_is_swallowed() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let others = [Machine::request(&machine, 0, 0), Machine::request(&machine, 1, 1)];
+            let mut seen = Requests::NONE;
+            while seen != REQUESTS[0] | REQUESTS[1] {
+                machine.ipi.wait();
+                seen = seen | machine.word.take();
+                for (slot, &request) in REQUESTS.iter().enumerate() {
+                    assert!(!seen.contains(request) || machine.prepared(slot), "requested, but not there");
+                }
+            }
+            for other in others {
+                other.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn loom_two_of_a_kind_share_a_bit_but_none_is_missed() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let others = [Machine::request(&machine, 0, 0), Machine::request(&machine, 1, 0)];
+            loop {
+                machine.ipi.wait();
+                let _ = machine.word.take();
+                if machine.prepared(0) && machine.prepared(1) {
+                    break;
+                }
+            }
+            for other in others {
+                other.join().unwrap();
+            }
+        });
+    }
+
+    /// The model must be able to fail: a word that is cleared after the work swallows what came between.
+    #[test]
+    #[should_panic = "deadlock"]
+    fn loom_sees_a_swallowed_request() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let others = [Machine::request(&machine, 0, 0), Machine::request(&machine, 1, 0)];
+            loop {
+                machine.ipi.wait();
+                let done = machine.prepared(0) && machine.prepared(1);
+                let _ = machine.word.take();
+                if done {
+                    break;
+                }
+            }
+            for other in others {
+                other.join().unwrap();
+            }
+        });
+    }
+}

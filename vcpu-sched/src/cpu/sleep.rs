@@ -78,9 +78,7 @@ impl SleepState {
     #[inline]
     #[must_use = "halting although something was handed over loses it"]
     pub fn prepare_idle(&self) -> bool {
-        self.0
-            .compare_exchange(ACTIVE, IDLE, Ordering::Release, Ordering::Relaxed)
-            .is_ok()
+        self.0.compare_exchange(ACTIVE, IDLE, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
     /// The CPU is awake and is about to look into its queue.
@@ -106,5 +104,152 @@ impl SleepState {
     #[inline]
     pub fn is_idle(&self) -> bool {
         self.0.load(Ordering::Relaxed) == IDLE
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleeper_gets_one_interrupt_for_many_kicks() {
+        let sleep = SleepState::new();
+        assert!(sleep.prepare_idle());
+        assert!(sleep.is_idle());
+        assert!(sleep.kick());
+        assert!(!sleep.kick());
+        assert!(!sleep.is_idle());
+        sleep.leave_idle();
+        assert!(sleep.prepare_idle());
+    }
+
+    #[test]
+    fn a_kick_while_awake_forbids_the_next_halt_only() {
+        let sleep = SleepState::new();
+        assert!(!sleep.kick());
+        assert!(!sleep.prepare_idle());
+        sleep.leave_idle();
+        assert!(sleep.prepare_idle());
+    }
+}
+
+/// A CPU in its idle loop, and others that hand it work. A halt is a wait for the IPI, so a lost wake-up is a deadlock,
+/// which loom reports.
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use loom::sync::Notify;
+    use loom::thread;
+    use std::sync::Arc; // not loom's: it adds orderings of its own, and aborts where a model is to fail
+
+    struct Machine {
+        sleep: SleepState,
+        /// A queue without a lock and without an order of its own: all that is seen is seen through `sleep`.
+        queue: [AtomicU8; 2],
+        /// Stays pending if it comes before the wait, as in the APIC.
+        ipi: Notify,
+        halts: AtomicU8,
+        ipis: AtomicU8,
+    }
+
+    impl Machine {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                sleep: SleepState::new(),
+                queue: [AtomicU8::new(0), AtomicU8::new(0)],
+                ipi: Notify::new(),
+                halts: AtomicU8::new(0),
+                ipis: AtomicU8::new(0),
+            })
+        }
+
+        fn hand_over(this: &Arc<Self>, slot: usize) -> thread::JoinHandle<()> {
+            let machine = this.clone();
+            thread::spawn(move || {
+                machine.queue[slot].store(1, Ordering::Relaxed);
+                if machine.sleep.kick() {
+                    machine.ipis.fetch_add(1, Ordering::Relaxed);
+                    machine.ipi.notify();
+                }
+            })
+        }
+
+        fn pop_all(&self) -> u8 {
+            // Only the CPU takes out, and each slot is filled once.
+            self.queue
+                .iter()
+                .map(|slot| {
+                    if slot.load(Ordering::Relaxed) == 1 {
+                        slot.store(2, Ordering::Relaxed);
+                        1
+                    } else {
+                        0
+                    }
+                })
+                .sum()
+        }
+
+        fn halt(&self) {
+            self.halts.fetch_add(1, Ordering::Relaxed);
+            self.ipi.wait();
+        }
+
+        /// The idle loop of the module's text, until `tasks` tasks were seen.
+        fn idle_loop(&self, tasks: u8) {
+            let mut seen = 0;
+            loop {
+                self.sleep.leave_idle();
+                seen += self.pop_all();
+                if seen == tasks {
+                    return;
+                }
+                if self.sleep.prepare_idle() {
+                    self.halt();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn loom_nothing_is_left_lying_when_a_cpu_halts() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let other = Machine::hand_over(&machine, 0);
+            machine.idle_loop(1);
+            other.join().unwrap();
+            assert!(machine.ipis.load(Ordering::Relaxed) <= machine.halts.load(Ordering::Relaxed));
+        });
+    }
+
+    #[test]
+    fn loom_two_that_hand_over_are_both_seen() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(4); // all of it takes a quarter of a minute
+        model.check(|| {
+            let machine = Machine::new();
+            let others = [Machine::hand_over(&machine, 0), Machine::hand_over(&machine, 1)];
+            machine.idle_loop(2);
+            for other in others {
+                other.join().unwrap();
+            }
+            assert!(machine.ipis.load(Ordering::Relaxed) <= machine.halts.load(Ordering::Relaxed));
+        });
+    }
+
+    /// The model must be able to fail: `leave_idle` after the look wipes out the kick for what wasn't seen.
+    #[test]
+    #[should_panic = "deadlock"]
+    fn loom_sees_a_kick_that_was_wiped_out() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let other = Machine::hand_over(&machine, 0);
+            while machine.pop_all() == 0 {
+                machine.sleep.leave_idle();
+                if machine.sleep.prepare_idle() {
+                    machine.halt();
+                }
+            }
+            other.join().unwrap();
+        });
     }
 }

@@ -6,7 +6,9 @@
 //!
 //! # The story of a task
 //! 1. **New, or woken.** [`enqueue`](Policy::enqueue) with [`EnqueueReason::New`] or [`EnqueueReason::Wake`]. If the CPU
-//!    is busy, the caller asks [`wakeup_preempts`](Policy::wakeup_preempts) and, if so, requests a reschedule there.
+//!    is busy, the caller brings the books up to date with a [`tick`](Policy::tick), asks
+//!    [`wakeup_preempts`](Policy::wakeup_preempts), and requests a reschedule there if either says so. It also arms the
+//!    timer of a CPU whose current task was alone until now: its slice was of no interest before.
 //! 2. **Picked.** [`pick_next`](Policy::pick_next) takes it *out*: the running task ("current") is in no queue. The CPU
 //!    arms its timer for [`slice`](Policy::slice) if there is anybody to give way to.
 //! 3. **Ticks.** [`tick`](Policy::tick) charges the time it ran and says whether it must give way now.
@@ -101,11 +103,13 @@ pub trait Policy<E: Entity> {
         self.len() == 0
     }
 
-    /// A timer interrupt: the current task has run for `ran` since it was picked (not since the last tick, so that a tick
-    /// may be missed). True if it must give way now.
+    /// The current task has run for `ran` since it was picked (not since the last tick, so that a tick may be missed or
+    /// come at any time). Charges it; true if it must give way now.
     fn tick(&mut self, current: &E, ran: Nanos) -> bool;
 
     /// Should `woken`, just enqueued, run instead of `current` at once?
+    ///
+    /// The caller charges `current` by a [`tick`](Policy::tick) first, so that the answer doesn't rest on old figures.
     fn wakeup_preempts(&self, current: &E, woken: &E) -> bool;
 
     /// How long `current` may run, from its pick, before the next [`tick`](Policy::tick) must ask.

@@ -25,10 +25,7 @@ impl<E> RoundRobin<E> {
 
     /// An empty queue whose tasks run for `slice` at a time. A slice of zero means that a task gives way at every tick.
     pub const fn with_slice(slice: Nanos) -> Self {
-        Self {
-            queue: VecDeque::new(),
-            slice,
-        }
+        Self { queue: VecDeque::new(), slice }
     }
 }
 

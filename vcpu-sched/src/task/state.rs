@@ -90,14 +90,7 @@ pub enum State {
 
 impl State {
     /// All states, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
-        Self::New,
-        Self::Ready,
-        Self::Running,
-        Self::Blocking,
-        Self::Blocked,
-        Self::Dead,
-    ];
+    pub const ALL: [Self; 6] = [Self::New, Self::Ready, Self::Running, Self::Blocking, Self::Blocked, Self::Dead];
 
     /// From the number that [`AtomicState`] holds; `None` for one that is no state.
     #[inline]
@@ -173,11 +166,7 @@ pub struct BadTransition {
 
 impl fmt::Display for BadTransition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "event {:?} can't happen to a task that is {:?}",
-            self.event, self.from
-        )
+        write!(f, "event {:?} can't happen to a task that is {:?}", self.event, self.from)
     }
 }
 
@@ -255,10 +244,7 @@ impl AtomicState {
         let mut old = self.0.load(Ordering::Relaxed);
         loop {
             let (new, action) = Self::decode(old).on(event)?;
-            match self
-                .0
-                .compare_exchange_weak(old, new as u8, Ordering::AcqRel, Ordering::Relaxed)
-            {
+            match self.0.compare_exchange_weak(old, new as u8, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Ok(action),
                 Err(now) => old = now,
             }
@@ -272,5 +258,289 @@ impl AtomicState {
             Some(state) => state,
             None => State::Dead,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::{String, ToString};
+    use std::{format, println};
+
+    /// The table as a reader would draw it; `.` is refused, `+` enqueue, `x` reap.
+    const TABLE: &str = "
+            New       Ready     Running   Blocking  Blocked   Dead
+Start       Ready+    .         .         .         .         .
+Pick        .         Running   .         .         .         .
+Block       .         .         Blocking  .         .         .
+CancelBlock .         .         Running   Running   .         .
+Wake        New       Ready     Running   Running   Ready+    Dead
+Deschedule  .         .         Ready+    Blocked   .         .
+Preempt     .         .         Ready+    Ready+    .         .
+Exit        .         .         Deadx     .         .         .
+";
+
+    #[test]
+    fn the_table_is_what_the_reader_expects() {
+        let mut drawn = format!("\n{:12}", "");
+        for state in State::ALL {
+            drawn += &format!("{:10}", format!("{state:?}"));
+        }
+        for event in Event::ALL {
+            drawn += &format!("\n{:12}", format!("{event:?}"));
+            for from in State::ALL {
+                let cell = match from.on(event) {
+                    Ok((to, Action::Nothing)) => format!("{to:?}"),
+                    Ok((to, Action::Enqueue)) => format!("{to:?}+"),
+                    Ok((to, Action::Reap)) => format!("{to:?}x"),
+                    Err(refused) => {
+                        assert_eq!(refused, BadTransition { from, event });
+                        ".".to_string()
+                    }
+                };
+                drawn += &format!("{cell:10}");
+            }
+        }
+        let trimmed: String = drawn.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        println!("{trimmed}");
+        assert_eq!(trimmed, TABLE);
+    }
+
+    #[test]
+    fn a_task_is_enqueued_exactly_when_it_becomes_ready() {
+        for from in State::ALL {
+            for event in Event::ALL {
+                if let Ok((to, action)) = from.on(event) {
+                    assert_eq!(
+                        to == State::Ready && from != State::Ready,
+                        action == Action::Enqueue,
+                        "{from:?} {event:?}"
+                    );
+                    assert_eq!(to == State::Dead && from != State::Dead, action == Action::Reap, "{from:?} {event:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wake_up_is_never_refused_and_hides_no_owner_event() {
+        for from in State::ALL {
+            let (woken, _) = from.on(Event::Wake).expect("always legal");
+            // What the owner may do it may still do after a wake-up that it has not seen. `Blocked` has no owner.
+            for event in Event::ALL {
+                if from.on(event).is_ok() && event != Event::Wake {
+                    assert!(woken.on(event).is_ok(), "{event:?} after a Wake on {from:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_states_and_back() {
+        for number in 0..=u8::MAX {
+            match State::from_u8(number) {
+                Some(state) => assert_eq!(state as u8, number),
+                None => assert!(usize::from(number) >= State::ALL.len()),
+            }
+        }
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn the_atomic_follows_the_table() {
+        for from in State::ALL {
+            for event in Event::ALL {
+                let state = AtomicState::new(from);
+                match from.on(event) {
+                    Ok((to, action)) => {
+                        assert_eq!(state.apply(event), Ok(action));
+                        assert_eq!(state.load(), to);
+                    }
+                    Err(refused) => {
+                        assert_eq!(state.apply(event), Err(refused));
+                        assert_eq!(state.load(), from);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_and_where() {
+        let refused = State::Blocked.on(Event::Pick).expect_err("not runnable");
+        assert_eq!(refused.to_string(), "event Pick can't happen to a task that is Blocked");
+    }
+}
+
+/// A task on CPU 0 waits for a condition; CPU 1 makes it true and wakes the task.
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Mutex;
+    use loom::sync::atomic::{AtomicBool, AtomicU32};
+    use loom::thread;
+    use std::sync::Arc; // not loom's: it adds orderings of its own, and aborts where a model is to fail
+
+    const NO_CPU: u32 = u32::MAX;
+
+    struct Machine {
+        state: AtomicState,
+        condition: AtomicBool,
+        on_cpu: AtomicU32,
+        /// Loom reports two CPUs that touch it at the same time, or in no order.
+        stack: UnsafeCell<u32>,
+        /// How often the task is in each CPU's queue.
+        queues: [Mutex<u32>; 2],
+    }
+
+    impl Machine {
+        /// CPU 0 runs the task.
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                state: AtomicState::new(State::Running),
+                condition: AtomicBool::new(false),
+                on_cpu: AtomicU32::new(0),
+                stack: UnsafeCell::new(0),
+                queues: [Mutex::new(0), Mutex::new(0)],
+            })
+        }
+
+        fn apply(&self, event: Event) -> Action {
+            self.state.apply(event).expect("a legal event")
+        }
+
+        fn use_stack(&self) {
+            self.stack.with_mut(|_| ());
+        }
+
+        fn enqueue(&self, cpu: usize) {
+            let mut queue = self.queues[cpu].lock().unwrap();
+            *queue += 1;
+            assert_eq!(*queue, 1, "enqueued twice");
+        }
+
+        fn pick(&self, cpu: usize) -> bool {
+            let mut queue = self.queues[cpu].lock().unwrap();
+            let found = *queue == 1;
+            *queue = 0;
+            if found {
+                assert_eq!(self.apply(Event::Pick), Action::Nothing);
+            }
+            found
+        }
+
+        /// Runs the task, which `cpu` has picked, until its wait is over (true) or it has left the CPU (false).
+        /// `preempt` says whether an interrupt comes between its announcement and its last look, the first time.
+        fn run(&self, cpu: usize, mut preempt: bool) -> bool {
+            loop {
+                self.use_stack();
+                assert_eq!(self.apply(Event::Block), Action::Nothing);
+                let leave = if core::mem::take(&mut preempt) {
+                    Event::Preempt
+                } else if self.condition.load(Ordering::Relaxed) {
+                    assert_eq!(self.apply(Event::CancelBlock), Action::Nothing);
+                    assert_eq!(self.apply(Event::Exit), Action::Reap);
+                    return true;
+                } else {
+                    Event::Deschedule
+                };
+                // schedule()
+                if self.apply(leave) == Action::Enqueue {
+                    self.enqueue(cpu);
+                }
+                if self.pick(cpu) {
+                    continue; // it picked itself: nothing to switch
+                }
+                self.use_stack(); // saves its registers there
+                self.on_cpu.store(NO_CPU, Ordering::Release);
+                return false;
+            }
+        }
+
+        /// `cpu` looks into its queue once and runs what is there. True if the task's wait is over.
+        fn look(&self, cpu: usize) -> bool {
+            if !self.pick(cpu) {
+                return false;
+            }
+            assert_eq!(self.on_cpu.swap(cpu as u32, Ordering::Relaxed), NO_CPU, "picked from under a CPU");
+            self.run(cpu, false)
+        }
+
+        /// Makes the condition true and wakes the task. `rule` is followed, or broken.
+        fn wake(&self, rule: bool) {
+            self.condition.store(true, Ordering::Relaxed);
+            if self.apply(Event::Wake) == Action::Enqueue {
+                let stack_on = self.on_cpu.load(Ordering::Acquire);
+                self.enqueue(if rule && stack_on != NO_CPU { stack_on as usize } else { 1 });
+            }
+        }
+    }
+
+    fn wait_and_wake(preempt: bool) {
+        loom::model(move || {
+            let machine = Machine::new();
+            let cpu1 = thread::spawn({
+                let machine = machine.clone();
+                move || {
+                    machine.wake(true);
+                    machine.look(1)
+                }
+            });
+            let mut ended = u32::from(machine.run(0, preempt));
+            ended += u32::from(machine.look(0));
+            ended += u32::from(cpu1.join().unwrap());
+            // Who looked too early looks again; that it does so is `cpu::sleep`'s promise.
+            ended += u32::from(machine.look(0));
+            assert_eq!(ended, 1, "the wake-up was lost");
+            assert_eq!(machine.state.load(), State::Dead);
+        });
+    }
+
+    #[test]
+    fn loom_a_wake_up_is_not_lost_and_the_stack_has_one_user() {
+        wait_and_wake(false);
+    }
+
+    #[test]
+    fn loom_a_preemption_before_the_last_look_loses_nothing() {
+        wait_and_wake(true);
+    }
+
+    #[test]
+    fn loom_of_two_wakers_one_enqueues() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3); // all of it takes minutes
+        model.check(|| {
+            let machine = Machine::new();
+            let wakers = [(); 2].map(|()| {
+                let machine = machine.clone();
+                thread::spawn(move || machine.wake(true))
+            });
+            let mut ended = u32::from(machine.run(0, false));
+            for waker in wakers {
+                waker.join().unwrap();
+            }
+            ended += u32::from(machine.look(0)) + u32::from(machine.look(1));
+            assert_eq!(ended, 1);
+        });
+    }
+
+    /// The model must be able to fail: without the hand-off rule two CPUs meet on one stack.
+    #[test]
+    #[should_panic = "Concurrent write accesses"]
+    fn loom_sees_two_cpus_on_one_stack() {
+        loom::model(|| {
+            let machine = Machine::new();
+            let cpu1 = thread::spawn({
+                let machine = machine.clone();
+                move || {
+                    machine.wake(false);
+                    machine.look(1)
+                }
+            });
+            machine.run(0, false);
+            cpu1.join().unwrap();
+        });
     }
 }

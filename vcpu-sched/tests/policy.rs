@@ -1,0 +1,154 @@
+//! What every policy owes its run queue (a check that the next policies share), and round robin's order.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use vcpu_sched::ids::{Nanos, TaskId};
+use vcpu_sched::policy::round_robin::{DEFAULT_SLICE, RoundRobin};
+use vcpu_sched::policy::{EnqueueReason, Entity, Policy, PutReason};
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Task(u32);
+
+impl Entity for Task {
+    fn id(&self) -> TaskId {
+        TaskId(self.0)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Enqueue(EnqueueReason),
+    /// A task number, queued or not.
+    Dequeue(u32),
+    /// `schedule()`: the current task leaves so.
+    Schedule(PutReason),
+    Tick(u64),
+    /// Tasks with this remainder modulo 3.
+    Steal(u32),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let reason = prop::sample::select(vec![EnqueueReason::New, EnqueueReason::Wake, EnqueueReason::Migrate]);
+    let put = prop::sample::select(vec![PutReason::Preempted, PutReason::Yield, PutReason::Block, PutReason::Exit]);
+    let op = prop_oneof![
+        3 => reason.prop_map(Op::Enqueue),
+        1 => (0..40u32).prop_map(Op::Dequeue),
+        3 => put.prop_map(Op::Schedule),
+        2 => (0..30_000_000u64).prop_map(Op::Tick),
+        1 => (0..3u32).prop_map(Op::Steal),
+    ];
+    prop::collection::vec(op, 0..120)
+}
+
+/// Plays the part of a run queue, in the order of calls that the contract tells, and checks the contract's invariant: what
+/// goes in comes out exactly once.
+fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let mut queued = BTreeSet::new();
+    let mut current: Option<Task> = None;
+    let (mut now, mut picked_at) = (Nanos::ZERO, Nanos::ZERO);
+    let mut made = 0;
+    for op in ops {
+        now += Nanos(1_000);
+        match op {
+            Op::Enqueue(why) => {
+                let task = Task(made);
+                made += 1;
+                queued.insert(task.0);
+                policy.enqueue(task.clone(), why, now);
+                if let Some(current) = &current {
+                    policy.tick(current, now - picked_at);
+                    let _ = policy.wakeup_preempts(current, &task);
+                }
+            }
+            Op::Dequeue(id) => {
+                let got = policy.dequeue(TaskId(id));
+                prop_assert_eq!(got.map(|task| task.0), queued.take(&id));
+            }
+            Op::Schedule(why) => {
+                if let Some(prev) = current.take() {
+                    policy.put_prev(&prev, now - picked_at, why);
+                    let again = match why {
+                        PutReason::Preempted => Some(EnqueueReason::Preempted),
+                        PutReason::Yield => Some(EnqueueReason::Yield),
+                        PutReason::Block | PutReason::Exit => None,
+                    };
+                    if let Some(why) = again {
+                        queued.insert(prev.0);
+                        policy.enqueue(prev, why, now);
+                    }
+                }
+                current = policy.pick_next(now);
+                picked_at = now;
+                match &current {
+                    Some(next) => {
+                        prop_assert!(queued.remove(&next.0), "picked what wasn't queued");
+                        prop_assert!(policy.slice(next) > Nanos::ZERO);
+                    }
+                    None => prop_assert!(queued.is_empty(), "idle beside a runnable task"),
+                }
+            }
+            Op::Tick(ran) => {
+                now += Nanos(ran);
+                if let Some(current) = &current {
+                    let must_give_way = policy.tick(current, now - picked_at);
+                    prop_assert!(!must_give_way || !queued.is_empty(), "gives way to nobody");
+                }
+            }
+            Op::Steal(remainder) => {
+                let got = policy.steal(|task| task.0 % 3 == remainder);
+                prop_assert_eq!(got.is_some(), queued.iter().any(|id| id % 3 == remainder));
+                if let Some(task) = got {
+                    prop_assert_eq!(task.0 % 3, remainder);
+                    prop_assert!(queued.remove(&task.0), "stole what wasn't queued");
+                }
+            }
+        }
+        prop_assert_eq!(policy.len(), queued.len());
+        prop_assert_eq!(policy.is_empty(), queued.is_empty());
+    }
+    while let Some(task) = policy.pick_next(now) {
+        prop_assert!(queued.remove(&task.0));
+    }
+    prop_assert!(queued.is_empty(), "left behind: {:?}", queued);
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn round_robin_keeps_the_contract(ops in ops()) {
+        keeps_the_contract(&mut RoundRobin::new(), ops)?;
+    }
+}
+
+#[test]
+fn round_robin_serves_in_turn() {
+    let mut queue = RoundRobin::new();
+    for id in 0..3 {
+        queue.enqueue(Task(id), EnqueueReason::New, Nanos::ZERO);
+    }
+    let mut order = Vec::new();
+    for _ in 0..7 {
+        let task = queue.pick_next(Nanos::ZERO).unwrap();
+        order.push(task.0);
+        queue.put_prev(&task, DEFAULT_SLICE, PutReason::Preempted);
+        queue.enqueue(task, EnqueueReason::Preempted, Nanos::ZERO);
+    }
+    assert_eq!(order, [0, 1, 2, 0, 1, 2, 0]);
+    // 1 is first now; a thief gets the first that it wants, and the order of the others stays.
+    assert_eq!(queue.steal(|task| task.0 != 1), Some(Task(2)));
+    assert_eq!(queue.pick_next(Nanos::ZERO), Some(Task(1)));
+    assert_eq!(queue.pick_next(Nanos::ZERO), Some(Task(0)));
+}
+
+#[test]
+fn round_robin_gives_way_only_after_its_slice_and_only_to_somebody() {
+    let mut queue = RoundRobin::with_slice(Nanos::from_millis(2));
+    let current = Task(0);
+    assert_eq!(queue.slice(&current), Nanos::from_millis(2));
+    assert!(!queue.tick(&current, Nanos::from_secs(1)));
+    queue.enqueue(Task(1), EnqueueReason::Wake, Nanos::ZERO);
+    assert!(!queue.wakeup_preempts(&current, &Task(1)));
+    assert!(!queue.tick(&current, Nanos(1_999_999)));
+    assert!(queue.tick(&current, Nanos::from_millis(2)));
+}
