@@ -22,8 +22,8 @@ for features in "" selftest; do
         --target "$(rustc -vV | sed -n 's/^host: //p')" --features "$features" -- -D warnings
 done
 
-step "example programs: compiler warnings"
-for source in resources/programs/*.c; do
+step "C: compiler warnings"
+for source in resources/programs/*.c tests/bench/*.c; do
     gcc -std=gnu11 -O2 -Wall -Wextra -Werror -pthread -c -o /dev/null "$source"
 done
 

@@ -1,6 +1,7 @@
 /* Small costs, each as a line "NAME COUNT NS TICKS": per operation, the least of several batches. Under an emulator that counts
  * instructions with the TSC, TICKS is instructions, loop included.
- * Usage: ubench WHAT [COUNT]    syscall | yield | pipe | fault | spin | sleep | idle */
+ * Usage: ubench WHAT [COUNT]    syscall | yield | pipe | fault | sleep
+ *        ubench idle SECONDS | spin MILLIONS [THREADS]      loads without a figure of their own */
 #define _GNU_SOURCE
 #include "check.h"
 #include <pthread.h>
@@ -56,9 +57,9 @@ static void sleeps(long count) {
     struct timespec ms = {.tv_nsec = 1000000};
     for (long i = 0; i < count; i++) nanosleep(&ms, NULL);
 }
-static void spin(long count) {
-    for (long i = 0; i < count; i++)
-        for (volatile int turn = 0; turn < 1000; turn++) {}
+static void *spin(void *millions) {
+    for (long turns = (long)millions * 1000000; turns > 0; turns--) __asm__ volatile("");
+    return NULL;
 }
 
 static void on_one_cpu(void) {
@@ -120,7 +121,11 @@ int main(int argc, char **argv) {
     } else if (!strcmp(what, "sleep")) {
         measure("sleep-1ms", count, sleeps);
     } else if (!strcmp(what, "spin")) {
-        measure("spin-1000", count, spin);
+        long threads = argument(argc, argv, 3, 1);
+        pthread_t thread[64];
+        CHECK(threads >= 1 && threads <= 64, "THREADS 1..64");
+        for (long i = 0; i < threads; i++) CHECK(pthread_create(&thread[i], NULL, spin, (void *)count) == 0, "thread %ld", i);
+        for (long i = 0; i < threads; i++) pthread_join(thread[i], NULL);
     } else if (!strcmp(what, "idle")) {
         sleep((unsigned)count);
     } else {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use taskvisor_tests::guest::program;
-use taskvisor_tests::{Guest, on_1_2_and_4_vcpus};
+use taskvisor_tests::on_1_2_and_4_vcpus;
 
 on_1_2_and_4_vcpus! {
     fn null_dereference(guest: Guest) { guest.same_as_host(&program("musl/bad"), &["null"]).expect_code(139); }

@@ -2,7 +2,7 @@
 //! host's, byte for byte.
 
 use taskvisor_tests::guest::program;
-use taskvisor_tests::{Guest, on_1_2_and_4_vcpus};
+use taskvisor_tests::on_1_2_and_4_vcpus;
 
 on_1_2_and_4_vcpus! {
     fn hello_musl(guest: Guest) {

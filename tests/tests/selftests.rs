@@ -3,7 +3,7 @@
 //! One alone: `taskvisor run --kernel $(resources/build-kernel.sh selftest) --cmdline test=NAME --log stderr -- /bin/true`
 
 use taskvisor_tests::guest::program;
-use taskvisor_tests::{Guest, on_1_2_and_4_vcpus, selftest};
+use taskvisor_tests::{on_1_2_and_4_vcpus, selftest};
 
 on_1_2_and_4_vcpus! {
     fn kernel_tests(guest: Guest) {

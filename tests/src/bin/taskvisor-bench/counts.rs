@@ -1,0 +1,175 @@
+//! Instructions of the kernel, counted under QEMU's `tcg` with one instruction per virtual nanosecond.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use taskvisor_tests::guest::program;
+use taskvisor_tests::qemu::Image;
+use taskvisor_tests::{Run, TempDir, prereq};
+
+use crate::symbols::Symbols;
+use crate::table::{Row, Table};
+
+/// Budgets of the design, in instructions.
+const BOOT: f64 = 300_000.0;
+const EACH_FURTHER_CPU: f64 = 60_000.0;
+const NULL_CALL: f64 = 150.0;
+const SWITCH: f64 = 250.0;
+const MINOR_FAULT: f64 = 1_500.0;
+
+/// All counts.
+pub fn measure(table: &mut Table) {
+    table.section("Instructions, counted under qemu -accel tcg -icount shift=0");
+    let Some(qemu) = prereq::qemu() else {
+        table.push(Row::missing("all counts", "no QEMU"));
+        return;
+    };
+    boot(table, &qemu);
+    operations(table, &qemu);
+}
+
+/// From the kernel's entry to the first user instruction, for several numbers of CPUs.
+fn boot(table: &mut Table, qemu: &Path) {
+    let dir = TempDir::new();
+    let plugin = match build_plugin(&dir) {
+        Ok(plugin) => plugin,
+        Err(why) => return table.push(Row::missing("kernel entry to first user instruction", why)),
+    };
+    let image = Image::new(&[], &program("musl/hello"), &["0"]);
+    let symbols = Symbols::read(&image.file("kernel.elf"));
+    let mut one_cpu = None;
+    for cpus in [1, 2, 4, 8] {
+        let name = format!("kernel entry to first user instruction, {cpus} CPU(s)");
+        let counted = match count_boot(qemu, &image, cpus, &plugin, symbols.entry, &dir) {
+            Ok(counted) => counted,
+            Err(why) => {
+                table.push(Row::missing(name, why));
+                continue;
+            }
+        };
+        let total = counted.per_cpu.values().sum::<u64>() as f64;
+        if cpus == 1 {
+            one_cpu = Some(total);
+            table.push(noted(Row::new(name, total, "instructions").budget(BOOT), &counted, &symbols));
+        } else {
+            let each = one_cpu.map(|one| (total - one) / f64::from(cpus - 1));
+            table.push(Row::new(name, total, "instructions"));
+            if let Some(each) = each {
+                let row =
+                    Row::new(format!("  each further of {cpus} CPUs"), each, "instructions").budget(EACH_FURTHER_CPU);
+                table.push(noted(row, &counted, &symbols));
+            }
+        }
+    }
+}
+
+/// A missed budget says where the instructions go.
+fn noted(row: Row, counted: &Boot, symbols: &Symbols) -> Row {
+    if !row.over() {
+        return row;
+    }
+    let mut by_function: BTreeMap<String, u64> = BTreeMap::new();
+    for (address, count) in &counted.places {
+        *by_function.entry(symbols.name(*address)).or_default() += count;
+    }
+    let mut sorted: Vec<_> = by_function.into_iter().collect();
+    sorted.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let note: Vec<_> = sorted.iter().take(8).map(|(name, count)| format!("{name} {count}")).collect();
+    row.note(note.join(", "))
+}
+
+/// What the plugin wrote.
+struct Boot {
+    per_cpu: BTreeMap<u32, u64>,
+    places: Vec<(u64, u64)>,
+}
+
+fn build_plugin(dir: &TempDir) -> Result<PathBuf, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/icount.c");
+    let plugin = dir.path().join("icount.so");
+    let status = Command::new("gcc").args(["-O2", "-shared", "-fPIC", "-o"]).arg(&plugin).arg(&source).status();
+    match status {
+        Ok(status) if status.success() => Ok(plugin),
+        _ => Err("gcc could not build QEMU's plugin".into()),
+    }
+}
+
+fn count_boot(qemu: &Path, image: &Image, cpus: u32, plugin: &Path, entry: u64, dir: &TempDir) -> Result<Boot, String> {
+    let out = dir.path().join("counts");
+    let _ = fs::remove_file(&out);
+    let outcome = icount(image.qemu(qemu, "tcg", "microvm", cpus))
+        .arg("-plugin")
+        .arg(format!("{},entry={entry:#x},out={}", plugin.display(), out.display()))
+        .run();
+    let text = fs::read_to_string(&out).map_err(|_| format!("QEMU gave no counts, exit code {}", outcome.code()))?;
+    let mut boot = Boot { per_cpu: BTreeMap::new(), places: Vec::new() };
+    for line in text.lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        match words[..] {
+            ["window", "2"] => {}
+            ["window", _] => return Err(format!("no user instruction was reached, exit code {}", outcome.code())),
+            ["cpu", cpu, count] => {
+                boot.per_cpu.insert(cpu.parse().unwrap_or(0), count.parse().unwrap_or(0));
+            }
+            ["pc", address, count] => {
+                let address = u64::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0);
+                boot.places.push((address, count.parse().unwrap_or(0)));
+            }
+            _ => {}
+        }
+    }
+    Ok(boot)
+}
+
+fn icount(run: Run) -> Run {
+    run.args(["-cpu", "max", "-icount", "shift=0,sleep=off"]).limit(Duration::from_secs(60))
+}
+
+/// Costs of single operations, by differences of the TSC in the program.
+fn operations(table: &mut Table, qemu: &Path) {
+    let ubench = |what: &str, count: &str| -> Result<BTreeMap<String, f64>, String> {
+        let image = Image::new(&[], &program("musl/ubench"), &[what, count]);
+        let outcome = icount(image.qemu(qemu, "tcg", "microvm", 1)).run();
+        let figures: BTreeMap<_, _> = outcome
+            .text()
+            .lines()
+            .filter_map(|line| {
+                let words: Vec<_> = line.split_whitespace().collect();
+                let [name, _, _, ticks] = words[..] else { return None };
+                Some((name.to_owned(), ticks.parse().ok()?))
+            })
+            .collect();
+        if figures.is_empty() {
+            Err(format!("ubench {what} gave no figure, exit code {}", outcome.code()))
+        } else {
+            Ok(figures)
+        }
+    };
+    let get = |figures: &BTreeMap<String, f64>, name: &str| figures.get(name).copied().unwrap_or(f64::NAN);
+
+    let null_call = ubench("syscall", "1000").map(|figures| get(&figures, "syscall") - get(&figures, "empty"));
+    push(table, "null system call (getppid)", null_call, NULL_CALL, "in the kernel");
+    let switch = ubench("yield", "500").map(|figures| get(&figures, "yield-pair") / 2.0);
+    push(
+        table,
+        "voluntary switch (sched_yield between two threads)",
+        switch,
+        SWITCH,
+        "the call and its library code included",
+    );
+    let fault = ubench("fault", "512").map(|figures| get(&figures, "minor-fault"));
+    push(table, "minor page fault (first touch of a page)", fault, MINOR_FAULT, "the touching loop included");
+    if let Ok(figures) = ubench("pipe", "200") {
+        table.push(Row::new("pipe round trip between two threads", get(&figures, "pipe-round-trip"), "instructions"));
+    }
+}
+
+fn push(table: &mut Table, name: &str, figure: Result<f64, String>, budget: f64, note: &str) {
+    table.push(match figure {
+        Ok(value) => Row::new(name, value, "instructions").budget(budget).note(note),
+        Err(why) => Row::missing(name, why),
+    });
+}
