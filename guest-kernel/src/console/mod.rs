@@ -1,7 +1,100 @@
 //! The programs' standard streams: virtio console where there is one, else the log UART.
+//!
+//! The Linux layer builds descriptors and terminals on [`Output`] and [`Input`]; it doesn't know what carries them.
+
+mod serial;
+
+use crate::boot::cmdline;
+use crate::sync::{Interrupted, WaitQueue};
+
+/// Which stream of the first program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Why a transfer failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConsoleError {
+    /// A signal came before the first byte.
+    Interrupted,
+    /// Nothing can be transferred now, and the caller doesn't want to wait.
+    WouldBlock,
+    /// The user address is bad, and nothing was transferred.
+    Fault,
+}
+
+impl From<Interrupted> for ConsoleError {
+    fn from(_: Interrupted) -> Self {
+        Self::Interrupted
+    }
+}
 
 /// Finds the console devices. Boot CPU, tasks may run.
-pub fn init() {}
+pub fn init() {
+    serial::init();
+}
 
 /// A device pin has interrupted. Interrupts off.
-pub fn device_interrupt(_gsi: u8) {}
+pub fn device_interrupt(gsi: u8) {
+    serial::interrupt(gsi);
+}
+
+/// Whether stream 0, 1 or 2 is a terminal on the host (`tty=` on the command line).
+pub fn is_terminal(stream: u8) -> bool {
+    cmdline::get("tty").is_some_and(|t| t.as_bytes().contains(&(b'0' + stream)))
+}
+
+/// Terminal size as (columns, rows); the VMM changes it when the host's window changes.
+pub fn window_size() -> (u16, u16) {
+    cmdline::get("winsize").and_then(|s| s.split_once('x')).and_then(|(c, r)| Some((c.parse().ok()?, r.parse().ok()?))).unwrap_or((80, 24))
+}
+
+/// Writes user memory to a stream; returns how many bytes (all of them unless interrupted, or non-blocking). May sleep.
+///
+/// # Errors
+/// [`ConsoleError`] if nothing was written.
+pub fn write_user(_stream: Stream, addr: u64, len: usize, _nonblock: bool) -> Result<usize, ConsoleError> {
+    serial::write_user(addr, len)
+}
+
+/// Writes kernel bytes to a stream (echo of a terminal, messages). May sleep.
+pub fn write_kernel(_stream: Stream, bytes: &[u8]) {
+    serial::write(bytes);
+}
+
+/// Whether a write would make progress at once, for poll.
+pub fn writable(_stream: Stream) -> bool {
+    true
+}
+
+/// Woken when `writable` may have become true.
+pub fn write_queue(_stream: Stream) -> &'static WaitQueue {
+    serial::queue()
+}
+
+/// Takes bytes that have arrived on stdin, without waiting; 0 if there are none now. May sleep only for memory.
+pub fn read_available(buf: &mut [u8]) -> usize {
+    serial::read_available(buf)
+}
+
+/// Whether `read_available` would give something.
+pub fn readable() -> bool {
+    serial::readable()
+}
+
+/// Whether stdin has ended: what is buffered can still be read, nothing more will come.
+pub fn at_eof() -> bool {
+    serial::at_eof()
+}
+
+/// Woken when bytes arrive on stdin, when it ends, and when the window size changes.
+pub fn read_queue() -> &'static WaitQueue {
+    serial::queue()
+}
+
+/// Waits until everything that was written has left the guest. Before the machine ends.
+pub fn drain() {}

@@ -1,0 +1,4 @@
+//! Files and everything with a file descriptor.
+
+/// What a process knows of the file system: descriptors, working directory, umask.
+pub struct FsContext;
