@@ -96,10 +96,11 @@ pub fn enqueue_target(stack_on: Option<CpuId>, task: &Placement<'_>, waker: CpuI
 pub enum PickVerdict {
     /// Run it. If this CPU still stands on its stack, it is the task that called `schedule()`, and nothing is switched.
     Run,
-    /// Its affinity forbids this CPU: enqueue it where [`select_cpu`] says, kick that CPU, and pick again.
+    /// Its affinity forbids this CPU: take the pick back ([`PutReason::Migrate`](crate::policy::PutReason)), enqueue it
+    /// where [`select_cpu`] says, kick that CPU, and pick again.
     Forward,
-    /// As `Forward`, but this CPU still stands on its stack: pick again, switch, and forward it after the switch, when
-    /// its `on_cpu` is cleared. Only the task that is being left can be so, hence one place to remember it is enough.
+    /// As `Forward`, but this CPU still stands on its stack: take the pick back, pick again, switch, and forward it after
+    /// the switch, when its `on_cpu` is cleared. Only the task that is being left can be so, hence one place to remember it is enough.
     ForwardAfterSwitch,
 }
 

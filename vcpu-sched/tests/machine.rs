@@ -4,7 +4,8 @@
 //! - a task is in exactly one place;
 //! - no CPU switches to a stack that another one still stands on;
 //! - a task runs only where its affinity allowed it when it was picked;
-//! - no CPU halts beside its own queued work without an interrupt on its way;
+//! - no CPU halts beside its own queued work without an interrupt on its way, and no request is swallowed;
+//! - the policy is called in the order that it is promised;
 //!
 //! and at the end that every task still gets to its own end: no wake-up was lost.
 
@@ -30,6 +31,59 @@ struct Task(usize);
 impl Entity for Task {
     fn id(&self) -> TaskId {
         TaskId(self.0 as u32)
+    }
+}
+
+/// A run queue that watches over the order of calls that `policy` tells.
+struct Checked {
+    inner: RoundRobin<Task>,
+    current: Option<Task>,
+    /// Who was put back last and must be enqueued next, and how.
+    returning: Option<(Task, EnqueueReason)>,
+}
+
+impl Policy<Task> for Checked {
+    fn enqueue(&mut self, e: Task, why: EnqueueReason, now: Nanos) {
+        assert_ne!(self.current, Some(e), "enqueued before it was put back");
+        let expected = match why {
+            EnqueueReason::Preempted | EnqueueReason::Yield => Some((e, why)),
+            EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => None,
+        };
+        assert_eq!(self.returning.take(), expected);
+        self.inner.enqueue(e, why, now);
+    }
+    fn dequeue(&mut self, id: TaskId) -> Option<Task> {
+        self.inner.dequeue(id)
+    }
+    fn pick_next(&mut self, now: Nanos) -> Option<Task> {
+        assert_eq!((self.current, self.returning), (None, None));
+        self.current = self.inner.pick_next(now);
+        self.current
+    }
+    fn put_prev(&mut self, prev: &Task, ran: Nanos, why: PutReason) {
+        assert_eq!(self.current.take(), Some(*prev));
+        self.returning = match why {
+            PutReason::Preempted => Some((*prev, EnqueueReason::Preempted)),
+            PutReason::Yield => Some((*prev, EnqueueReason::Yield)),
+            PutReason::Block | PutReason::Exit | PutReason::Migrate => None,
+        };
+        self.inner.put_prev(prev, ran, why);
+    }
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+    fn tick(&mut self, current: &Task, ran: Nanos) -> bool {
+        assert_eq!(self.current, Some(*current));
+        self.inner.tick(current, ran)
+    }
+    fn wakeup_preempts(&self, current: &Task, woken: &Task) -> bool {
+        self.inner.wakeup_preempts(current, woken)
+    }
+    fn slice(&self, current: &Task) -> Nanos {
+        self.inner.slice(current)
+    }
+    fn steal(&mut self, wanted: impl FnMut(&Task) -> bool) -> Option<Task> {
+        self.inner.steal(wanted)
     }
 }
 
@@ -65,11 +119,25 @@ enum Phase {
 struct Cpu {
     current: Option<Task>,
     phase: Phase,
-    queue: RoundRobin<Task>,
+    queue: Checked,
     forward_after_switch: Option<Task>,
     sleep: SleepState,
     kicks: KickWord,
+    /// Somebody raised a request that no handler has taken yet.
+    requested: bool,
+    /// An interrupt is pending in the APIC.
     interrupt: bool,
+}
+
+impl Cpu {
+    /// The handler of a pending interrupt, if any.
+    fn take_interrupt(&mut self) -> Requests {
+        if !core::mem::take(&mut self.interrupt) {
+            return Requests::NONE;
+        }
+        self.requested = false;
+        self.kicks.take()
+    }
 }
 
 /// What a waker is in the middle of.
@@ -107,10 +175,11 @@ impl Machine {
                 .map(|_| Cpu {
                     current: None,
                     phase: Phase::Run,
-                    queue: RoundRobin::new(),
+                    queue: Checked { inner: RoundRobin::new(), current: None, returning: None },
                     forward_after_switch: None,
                     sleep: SleepState::new(),
                     kicks: KickWord::new(),
+                    requested: false,
                     interrupt: false,
                 })
                 .collect(),
@@ -166,8 +235,11 @@ impl Machine {
             }
             Errand::Kick { to } => {
                 let cpu = &mut self.cpus[to.index()];
-                if cpu.sleep.kick() || cpu.kicks.raise(Requests::RESCHEDULE) {
+                if cpu.sleep.kick() {
                     cpu.interrupt = true;
+                } else if cpu.current.is_some() {
+                    cpu.requested = true;
+                    cpu.interrupt |= cpu.kicks.raise(Requests::RESCHEDULE);
                 }
             }
         }
@@ -190,14 +262,7 @@ impl Machine {
                         3 => Phase::Put(PutReason::Yield),
                         4 => Phase::Put(PutReason::Exit),
                         5 => Phase::Put(PutReason::Preempted),
-                        _ if core::mem::take(&mut cpu.interrupt) => {
-                            let why = cpu.kicks.take();
-                            if why.contains(Requests::RESCHEDULE) {
-                                Phase::Put(PutReason::Preempted)
-                            } else {
-                                Phase::Run
-                            }
-                        }
+                        _ if cpu.take_interrupt().contains(Requests::RESCHEDULE) => Phase::Put(PutReason::Preempted),
                         _ => Phase::Run,
                     };
                     if cpu.phase == Phase::Announced {
@@ -205,8 +270,7 @@ impl Machine {
                     }
                 }
                 None => {
-                    cpu.interrupt = false;
-                    let _ = cpu.kicks.take();
+                    let _ = cpu.take_interrupt();
                     cpu.sleep.leave_idle();
                     cpu.phase = Phase::Pick;
                 }
@@ -222,17 +286,26 @@ impl Machine {
                     cpu.phase = Phase::Put(PutReason::Block);
                 }
             }
-            Phase::Put(why) => {
+            Phase::Put(wanted) => {
                 let task = cpu.current.expect("idle is never put");
-                cpu.queue.put_prev(&task, NOW, why);
-                cpu.phase = Phase::Pick;
-                let (event, why) = match why {
-                    PutReason::Preempted => (Event::Preempt, EnqueueReason::Preempted),
-                    PutReason::Yield | PutReason::Block => (Event::Deschedule, EnqueueReason::Yield),
-                    PutReason::Exit => (Event::Exit, EnqueueReason::Yield),
+                let event = match wanted {
+                    PutReason::Preempted | PutReason::Migrate => Event::Preempt,
+                    PutReason::Yield | PutReason::Block => Event::Deschedule,
+                    PutReason::Exit => Event::Exit,
                 };
-                if self.apply(task, event) == Action::Enqueue {
-                    self.cpus[at.index()].queue.enqueue(task, why, NOW);
+                let action = self.apply(task, event);
+                let cpu = &mut self.cpus[at.index()];
+                cpu.phase = Phase::Pick;
+                match (action, wanted) {
+                    (Action::Enqueue, PutReason::Yield) => {
+                        cpu.queue.put_prev(&task, NOW, PutReason::Yield);
+                        cpu.queue.enqueue(task, EnqueueReason::Yield, NOW);
+                    }
+                    (Action::Enqueue, _) => {
+                        cpu.queue.put_prev(&task, NOW, PutReason::Preempted);
+                        cpu.queue.enqueue(task, EnqueueReason::Preempted, NOW);
+                    }
+                    (Action::Nothing | Action::Reap, _) => cpu.queue.put_prev(&task, NOW, wanted),
                 }
             }
             Phase::Pick => self.pick(at, choice),
@@ -261,22 +334,23 @@ impl Machine {
     fn pick(&mut self, at: CpuId, choice: u8) {
         let prev = self.cpus[at.index()].current;
         let mut next = None;
+        if prev.is_none() && self.cpus[at.index()].queue.is_empty() && choice.is_multiple_of(2) {
+            self.pull(at);
+        }
         while let Some(task) = self.cpus[at.index()].queue.pick_next(NOW) {
             let info = &self.tasks[task.0];
-            match pick_verdict(at, &info.allowed, info.on_cpu.is_some()) {
-                PickVerdict::Run => {
-                    next = Some(task);
-                    break;
-                }
-                PickVerdict::Forward => self.forward(task, at),
-                PickVerdict::ForwardAfterSwitch => {
-                    let waiting = self.cpus[at.index()].forward_after_switch.replace(task);
-                    assert_eq!(waiting, None, "one place is enough");
-                }
+            let verdict = pick_verdict(at, &info.allowed, info.on_cpu.is_some());
+            if verdict == PickVerdict::Run {
+                next = Some(task);
+                break;
             }
-        }
-        if next.is_none() && prev.is_none() && choice.is_multiple_of(2) {
-            next = self.pull(at);
+            let cpu = &mut self.cpus[at.index()];
+            cpu.queue.put_prev(&task, NOW, PutReason::Migrate);
+            if verdict == PickVerdict::Forward {
+                self.forward(task, at);
+            } else {
+                assert_eq!(cpu.forward_after_switch.replace(task), None, "one place is enough");
+            }
         }
         let cpu = &mut self.cpus[at.index()];
         if next.is_none() && prev.is_none() {
@@ -301,22 +375,26 @@ impl Machine {
     }
 
     /// An idle CPU takes work from others.
-    fn pull(&mut self, at: CpuId) -> Option<Task> {
+    fn pull(&mut self, at: CpuId) {
         let Self { cpus, tasks, .. } = self;
-        cpus.iter_mut()
-            .find_map(|cpu| cpu.queue.steal(|task| tasks[task.0].on_cpu.is_none() && tasks[task.0].allowed.test(at)))
+        let pulled = cpus
+            .iter_mut()
+            .find_map(|cpu| cpu.queue.steal(|task| tasks[task.0].on_cpu.is_none() && tasks[task.0].allowed.test(at)));
+        if let Some(task) = pulled {
+            cpus[at.index()].queue.enqueue(task, EnqueueReason::Migrate, NOW);
+        }
     }
 
     fn check(&mut self) {
         let mut places = vec![0; self.tasks.len()];
         for (number, cpu) in self.cpus.iter_mut().enumerate() {
             let mut queued = Vec::new();
-            while let Some(task) = cpu.queue.pick_next(NOW) {
+            while let Some(task) = cpu.queue.inner.pick_next(NOW) {
                 queued.push(task);
             }
             for &task in &queued {
                 places[task.0] += 1;
-                cpu.queue.enqueue(task, EnqueueReason::Migrate, NOW);
+                cpu.queue.inner.enqueue(task, EnqueueReason::Migrate, NOW);
                 let on_cpu = self.tasks[task.0].on_cpu;
                 assert!(on_cpu.is_none_or(|on| on.index() == number), "queued away from the CPU on its stack");
                 assert_eq!(self.tasks[task.0].state.load(), State::Ready);
@@ -338,6 +416,7 @@ impl Machine {
                 cpu.phase != Phase::Halted || queued.is_empty() || cpu.interrupt || kick_coming,
                 "CPU {number} sleeps beside its work"
             );
+            assert!(!cpu.requested || cpu.interrupt, "CPU {number} never hears of a request");
         }
         for errand in &self.errands {
             if let Errand::Place { task, .. } | Errand::Enqueue { task, .. } = errand {

@@ -71,7 +71,7 @@ fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<()
                     let again = match why {
                         PutReason::Preempted => Some(EnqueueReason::Preempted),
                         PutReason::Yield => Some(EnqueueReason::Yield),
-                        PutReason::Block | PutReason::Exit => None,
+                        PutReason::Block | PutReason::Exit | PutReason::Migrate => None,
                     };
                     if let Some(why) = again {
                         queued.insert(prev.0);

@@ -12,20 +12,27 @@
 //! 2. **Picked.** [`pick_next`](Policy::pick_next) takes it *out*: the running task ("current") is in no queue. The CPU
 //!    arms its timer for [`slice`](Policy::slice) if there is anybody to give way to.
 //! 3. **Ticks.** [`tick`](Policy::tick) charges the time it ran and says whether it must give way now.
-//! 4. **It leaves.** [`put_prev`](Policy::put_prev) is always called first, exactly once for each `pick_next`, whatever
-//!    the reason, and charges the rest of its time. Then, by reason:
+//! 4. **It leaves.** The CPU applies the event to the task's [state](crate::task::state), which tells what really
+//!    happens: a task that wanted to block may have been woken in the last moment and is then merely preempted. With
+//!    that reason it calls [`put_prev`](Policy::put_prev), exactly once for each `pick_next`, which charges the rest of
+//!    its time. Then, by reason:
 //!    - preempted: `enqueue` with [`EnqueueReason::Preempted`];
 //!    - yielded: `enqueue` with [`EnqueueReason::Yield`];
 //!    - blocked, exited: nothing more. The policy has forgotten the task, but may have left something in the entity
 //!      (the lag of a sleeper) for its next `enqueue`.
-//! 5. **The next is picked**, which may be the same task again.
+//! 5. **The next is picked**, which may be the same task again. If its affinity forbids this CPU
+//!    ([`placement::pick_verdict`](crate::placement::pick_verdict)), `put_prev` with [`PutReason::Migrate`] takes the pick
+//!    back, the task goes to another CPU, and the next is picked.
 //!
-//! So one `schedule()` is `put_prev`, perhaps `enqueue`, `pick_next`, always in this order.
+//! So one `schedule()` is event, `put_prev`, perhaps `enqueue`, `pick_next`, in this order and under one hold of the run
+//! queue's lock. The lock matters: from the event on, a waker may win the task and enqueue it here, and the policy must
+//! have heard first that it left.
 //!
-//! A queued task leaves for another CPU through [`steal`](Policy::steal) (idle CPUs pull; a CPU forwards what it may not
-//! run) or [`dequeue`](Policy::dequeue), and arrives there by `enqueue` with [`EnqueueReason::Migrate`]. A change of a
-//! queued task's nice value or priority is the same on the same queue: `dequeue`, change, `enqueue` with `Migrate`,
-//! because a policy may keep its tasks sorted by what is changed. For the current task it is a preemption.
+//! A queued task leaves for another CPU through [`steal`](Policy::steal) (idle CPUs pull) or
+//! [`dequeue`](Policy::dequeue), and arrives there by `enqueue` with [`EnqueueReason::Migrate`], also if it is to run
+//! there at once. A change of a queued task's nice value or priority is the same on the same queue: `dequeue`, change,
+//! `enqueue` with `Migrate`, because a policy may keep its tasks sorted by what is changed. For the current task it is a
+//! preemption.
 //!
 //! # What a policy needs to know of a task
 //! [`Entity`] asks only for a number. A policy that needs more (weight, priority, deadline, a place for the lag) has a
@@ -73,6 +80,8 @@ pub enum PutReason {
     Block,
     /// It has ended.
     Exit,
+    /// It was picked, but may not run here; it is enqueued on another CPU.
+    Migrate,
 }
 
 /// The order of one CPU's runnable tasks. The module's text tells who calls what when.

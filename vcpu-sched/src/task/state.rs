@@ -44,7 +44,7 @@
 //! A task that is *preempted* between `Block` and its last look must not become `Blocked`: it may not even be on
 //! the wait list yet, and nobody would wake it. [`Event::Preempt`] therefore makes `Blocking` `Ready`; the task runs
 //! again, and its loop looks again. So `schedule()` applies `Deschedule` when the task called it, and `Preempt` when
-//! an interrupt did.
+//! an interrupt did. It does so with its run queue locked, see [`policy`](crate::policy).
 //!
 //! # Leaving a CPU: `on_cpu`
 //! A task becomes `Blocked` or `Ready` while its CPU still stands on its stack. The kernel keeps that fact apart from
