@@ -1,9 +1,9 @@
-//! The main thread's loop: guest events, ends of vCPU threads, signals, the timeout, and console input.
+//! The main thread's loop: guest events, ends of vCPU threads, signals, the timeout, and the console.
 //!
 //! [`crate::vm`] builds a [`Hub`] and calls [`run`], which returns how the VM ended. Invariant: nothing in here blocks,
 //! so that a signal or the timeout always gets through.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use taskvisor_devices::event::{GuestEvent, GuestEvents};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::console::input::{Input, InputSource};
+use crate::console::{Console, Watch, Wish};
 use crate::end::End;
 use crate::signals::SignalFd;
 use crate::stats::Milestones;
@@ -29,22 +29,12 @@ pub enum LoopError {
     Timer(std::io::Error),
 }
 
-/// What each file descriptor means; the event's token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-enum Source {
-    Guest,
-    Vcpus,
-    Signals,
-    Timeout,
-    Input,
-    InputRoom,
-}
-
-impl Source {
-    const ALL: [Source; 6] =
-        [Source::Guest, Source::Vcpus, Source::Signals, Source::Timeout, Source::Input, Source::InputRoom];
-}
+const GUEST: u32 = 0;
+const VCPUS: u32 = 1;
+const SIGNALS: u32 = 2;
+const TIMEOUT: u32 = 3;
+/// The console's token n is CONSOLE + n.
+const CONSOLE: u32 = 16;
 
 /// Everything that the loop listens to.
 #[derive(Debug)]
@@ -59,8 +49,8 @@ pub struct Hub {
     pub signals: SignalFd,
     /// `--timeout`.
     pub timeout: Option<Duration>,
-    /// What is typed or piped in, and the device that takes it.
-    pub input: Option<Input>,
+    /// The programs' streams.
+    pub console: Console,
     /// Whether the kernel is ours; a reset means something else then.
     pub ours: bool,
     /// Where milestones are noted.
@@ -73,21 +63,19 @@ struct Dispatcher {
     timer: Option<TimerFd>,
     end: Option<End>,
     error: Option<event_manager::Error>,
-    input_watched: Option<RawFd>,
+    /// What epoll has of the console now.
+    watched: Vec<Watch>,
+    /// Scratch space for what it shall have.
+    wanted: Vec<Watch>,
 }
 
 /// Runs until the VM has to end; gives the hub back for what remains in it.
 pub fn run(hub: Hub) -> Result<(End, Hub), LoopError> {
     let timer = hub.timeout.map(start_timer).transpose()?;
+    let dispatcher = Dispatcher { hub, timer, end: None, error: None, watched: Vec::new(), wanted: Vec::new() };
     let mut manager = EventManager::new().map_err(LoopError::Epoll)?;
-    let id = manager.add_subscriber(Dispatcher { hub, timer, end: None, error: None, input_watched: None });
+    let id = manager.add_subscriber(dispatcher);
     loop {
-        match manager.run() {
-            Ok(_) => {}
-            // A signal that isn't in the signalfd, SIGCONT for one.
-            Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => continue,
-            Err(error) => return Err(LoopError::Epoll(error)),
-        }
         let dispatcher = manager.subscriber_mut(id).map_err(LoopError::Epoll)?;
         if let Some(error) = dispatcher.error.take() {
             return Err(LoopError::Epoll(error));
@@ -95,6 +83,12 @@ pub fn run(hub: Hub) -> Result<(End, Hub), LoopError> {
         if let Some(end) = dispatcher.end.take() {
             let dispatcher = manager.remove_subscriber(id).map_err(LoopError::Epoll)?;
             return Ok((end, dispatcher.hub));
+        }
+        match manager.run() {
+            Ok(_) => {}
+            // A signal that isn't in the signalfd, SIGCONT for one.
+            Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => {}
+            Err(error) => return Err(LoopError::Epoll(error)),
         }
     }
 }
@@ -108,35 +102,30 @@ fn start_timer(after: Duration) -> Result<TimerFd, LoopError> {
 
 impl MutEventSubscriber for Dispatcher {
     fn init(&mut self, ops: &mut EventOps) {
-        let mut fds = vec![
-            (self.hub.guest.evt().as_raw_fd(), Source::Guest),
-            (self.hub.outcome_evt.as_raw_fd(), Source::Vcpus),
-            (self.hub.signals.as_raw_fd(), Source::Signals),
+        let fixed = [
+            (self.hub.guest.evt().as_raw_fd(), GUEST),
+            (self.hub.outcome_evt.as_raw_fd(), VCPUS),
+            (self.hub.signals.as_raw_fd(), SIGNALS),
         ];
-        fds.extend(self.timer.as_ref().map(|timer| (timer.as_raw_fd(), Source::Timeout)));
-        fds.extend(self.hub.input.as_ref().map(|input| (input.room_fd(), Source::InputRoom)));
-        for (fd, source) in fds {
-            self.watch(ops, fd, source);
+        let timer = self.timer.as_ref().map(|timer| (timer.as_raw_fd(), TIMEOUT));
+        for (fd, token) in fixed.into_iter().chain(timer) {
+            self.add(ops, Watch { fd, events: EventSet::IN, token });
         }
-        self.watch_input(ops);
+        self.watch_console(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        let Some(source) = Source::ALL.into_iter().find(|s| *s as u32 == events.data()) else { return };
-        let end = match source {
-            Source::Guest => self.on_guest(),
-            Source::Vcpus => self.on_outcome(),
-            Source::Signals => self.on_signals(),
-            Source::Timeout => self.hub.timeout.map(End::Timeout),
-            Source::Input => self.on_input(),
-            Source::InputRoom => {
-                if let Some(input) = &mut self.hub.input {
-                    input.on_room();
-                }
-                None
-            }
+        let end = match events.data() {
+            GUEST => self.on_guest(),
+            VCPUS => self.on_outcome(),
+            SIGNALS => self.on_signals(),
+            TIMEOUT => self.hub.timeout.map(End::Timeout),
+            token => match self.hub.console.on_ready(token.saturating_sub(CONSOLE)) {
+                Wish::Quit => Some(End::UserQuit),
+                Wish::Continue => None,
+            },
         };
-        self.watch_input(ops);
+        self.watch_console(ops);
         // The first reason counts.
         if self.end.is_none() {
             self.end = end;
@@ -145,25 +134,31 @@ impl MutEventSubscriber for Dispatcher {
 }
 
 impl Dispatcher {
-    fn watch(&mut self, ops: &mut EventOps, fd: RawFd, source: Source) {
-        if let Err(error) = ops.add(Events::with_data_raw(fd, source as u32, EventSet::IN)) {
+    fn add(&mut self, ops: &mut EventOps, watch: Watch) {
+        if let Err(error) = ops.add(Events::with_data_raw(watch.fd, watch.token, watch.events)) {
             self.error = Some(error);
         }
     }
 
-    /// Listens to the input as long as somebody can take it.
-    fn watch_input(&mut self, ops: &mut EventOps) {
-        let wanted = self.hub.input.as_ref().and_then(Input::wanted_fd);
-        if wanted == self.input_watched {
-            return;
+    /// Makes epoll wait for exactly what the console wants now; most of the time nothing has changed.
+    fn watch_console(&mut self, ops: &mut EventOps) {
+        let mut wanted = std::mem::take(&mut self.wanted);
+        wanted.clear();
+        self.hub.console.watches(&mut wanted);
+        for watch in &mut wanted {
+            watch.token += CONSOLE;
         }
-        if let Some(fd) = self.input_watched.take() {
-            let _ = ops.remove(Events::empty_raw(fd));
+        let mut watched = std::mem::take(&mut self.watched);
+        for old in watched.iter().filter(|old| !wanted.contains(old)) {
+            if let Err(error) = ops.remove(Events::empty_raw(old.fd)) {
+                self.error = Some(error);
+            }
         }
-        if let Some(fd) = wanted {
-            self.watch(ops, fd, Source::Input);
-            self.input_watched = Some(fd);
+        for new in wanted.iter().filter(|new| !watched.contains(new)) {
+            self.add(ops, *new);
         }
+        std::mem::swap(&mut watched, &mut wanted);
+        (self.watched, self.wanted) = (watched, wanted);
     }
 
     fn on_guest(&mut self) -> Option<End> {
@@ -194,20 +189,11 @@ impl Dispatcher {
         let mut end = None;
         while let Some(signal) = self.hub.signals.next() {
             if signal == libc::SIGWINCH {
-                if let Some(input) = &mut self.hub.input {
-                    input.on_resize();
-                }
+                self.hub.console.on_resize();
             } else {
                 end = end.or(Some(End::Signal(signal)));
             }
         }
         end
-    }
-
-    fn on_input(&mut self) -> Option<End> {
-        match self.hub.input.as_mut().map(Input::on_readable) {
-            Some(InputSource::Quit) => Some(End::UserQuit),
-            Some(InputSource::Open | InputSource::Ended) | None => None,
-        }
     }
 }

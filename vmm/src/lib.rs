@@ -1,14 +1,20 @@
 //! Taskvisor's virtual machine monitor as a library.
 //!
-//! The binary `taskvisor` and the whole-system tests are its users. A [`guest::Guest`] says what runs inside,
-//! [`vm::Options`] on what machine; [`vm::Vm`] runs it.
+//! The binary `taskvisor` and the whole-system tests are its users. A [`config::Config`] says what is wanted,
+//! [`launch::run`] does it: [`guest`] checks and lays out what runs inside, [`vm`] builds the machine ([`memory`],
+//! [`boot`], [`vcpu`], [`console`], the devices) and runs it under [`event_loop`]; [`end`] is how it ended.
 
+pub mod archive;
 pub mod boot;
+pub mod config;
 pub mod console;
 pub mod end;
 pub mod event_loop;
 pub mod guest;
+pub mod launch;
+pub mod logger;
 pub mod memory;
+pub mod program;
 pub mod signals;
 pub mod stats;
 pub mod vcpu;

@@ -1,81 +1,72 @@
-//! The command `taskvisor`.
+//! The command `taskvisor`: parses the command line, calls the library, turns results into messages and exit codes.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use taskvisor::boot::kernel::Kernel;
-use taskvisor::guest::{Archive, Guest};
-use taskvisor::vm::{LogSink, Options, Vm};
-
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand)]
-enum Command {
-    Run(Run),
-}
-
-#[derive(clap::Args)]
-struct Run {
-    #[arg(long, default_value_t = 1)]
-    vcpus: u32,
-    #[arg(long, default_value_t = 256)]
-    memory: u64,
-    #[arg(long)]
-    kernel: PathBuf,
-    #[arg(long, default_value = "")]
-    cmdline: String,
-    #[arg(long)]
-    initrd: Option<PathBuf>,
-    #[arg(long)]
-    timeout: Option<u64>,
-    #[arg(long)]
-    stats: bool,
-    #[arg(long)]
-    serial: bool,
-}
+use clap::error::ErrorKind;
+use taskvisor::config::Config;
+use taskvisor::config::cli::{Cli, Command};
+use taskvisor::end::EXIT_VMM;
+use taskvisor::launch::{self, LaunchError};
+use taskvisor::logger;
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    let Command::Run(run) = Cli::parse().command;
-    match execute(run, start) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match execute(cli, start) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("taskvisor: {error}");
-            ExitCode::from(125)
+            ExitCode::from(error.downcast_ref::<LaunchError>().map_or(EXIT_VMM, LaunchError::exit_code))
         }
     }
 }
 
-fn execute(run: Run, start: Instant) -> anyhow::Result<u8> {
-    let guest = Guest {
-        kernel: Kernel::open(&run.kernel)?,
-        cmdline: run.cmdline,
-        archive: run.initrd.as_deref().map(Archive::open).transpose()?,
-    };
-    let options = Options {
-        vcpus: run.vcpus,
-        memory: run.memory << 20,
-        timeout: run.timeout.map(std::time::Duration::from_secs),
-        stats: run.stats,
-        log: LogSink::Stderr,
-        serial_console: run.serial || !guest.is_ours(),
-        start,
-    };
-    let ended = Vm::build(guest, options)?.run()?;
-    if let Some(report) = &ended.report {
-        eprint!("taskvisor: {report}");
+fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
+    match cli.command {
+        Command::Run(args) => {
+            let config = Config::from(args);
+            logger::install(&config.log, config.log_level);
+            let ended = launch::run(&config, start)?;
+            if let Some(report) = &ended.report {
+                eprint!("taskvisor: {report}");
+            }
+            if let Some(message) = ended.end.message() {
+                eprintln!("taskvisor: {message}");
+            }
+            if let Some(stats) = &ended.stats {
+                eprint!("{stats}");
+            }
+            Ok(ended.end.exit_code())
+        }
+        Command::Image(args) => {
+            let config = Config::from(args.guest);
+            logger::install(&config.log, config.log_level);
+            launch::image(&config, &args.output)?;
+            Ok(0)
+        }
+        Command::Doctor(_) => anyhow::bail!("doctor is not there yet"),
     }
-    if let Some(message) = ended.end.message() {
-        eprintln!("taskvisor: {message}");
+}
+
+/// Help and version as they are; errors in one line, with our exit code for errors instead of clap's 2.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // A closed pipe behind --help is no error.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
     }
-    if let Some(stats) = &ended.stats {
-        eprint!("{stats}");
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(EXIT_VMM);
     }
-    Ok(ended.end.exit_code())
+    let text = error.render().to_string();
+    let useful = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let line = useful.filter(|l| !l.is_empty() && !l.starts_with("For more")).collect::<Vec<_>>().join("; ");
+    eprintln!("taskvisor: {} (see taskvisor --help)", line.strip_prefix("error: ").unwrap_or(&line));
+    ExitCode::from(EXIT_VMM)
 }

@@ -1,15 +1,12 @@
-//! Console input: from this process's stdin to the guest's device.
+//! This process's stdin as the event loop reads it: only when it is ready, never blocking, with the escape key taken
+//! out when it is a terminal.
 //!
-//! The event loop calls it when stdin is readable or the device has room again. Invariant: stdin is read only while
-//! the device wants input, so what the guest doesn't take stays in the pipe (back-pressure).
+//! Used by both consoles. Invariant: reads nothing unless told to, so that what nobody takes stays in the pipe.
 
 use std::io::{self, IsTerminal, Read};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::{Arc, Mutex};
 
-use taskvisor_devices::bus::lock;
-use taskvisor_devices::uart::Uart;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -18,42 +15,29 @@ use super::escape::EscapeFilter;
 /// How much is read at once.
 const CHUNK: usize = 4096;
 
-/// What happened to the input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InputSource {
-    /// More may come.
-    Open,
-    /// End of file.
-    Ended,
-    /// The user typed Ctrl-A x.
-    Quit,
+/// What a read gave.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Got {
+    /// Bytes for the guest, perhaps none.
+    Bytes(Vec<u8>),
+    /// No more will come.
+    End,
+    /// The user typed Ctrl-A x, after these bytes.
+    Quit(Vec<u8>),
 }
 
-/// Stdin and the device that it feeds.
+/// Stdin.
 #[derive(Debug)]
-pub struct Input {
-    stdin: ManuallyDrop<std::fs::File>,
+pub struct Stdin {
+    file: ManuallyDrop<std::fs::File>,
     /// epoll refuses files that are always readable; this stands in for them.
     always_ready: Option<EventFd>,
     escape: Option<EscapeFilter>,
-    ended: bool,
-    uart: SharedUart,
-    room: EventFd,
 }
 
-/// A UART with a name for `Debug`.
-#[derive(Clone)]
-pub struct SharedUart(pub Arc<Mutex<Uart>>);
-
-impl std::fmt::Debug for SharedUart {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Uart")
-    }
-}
-
-impl Input {
-    /// Stdin feeds a serial port.
-    pub fn serial(uart: Arc<Mutex<Uart>>) -> io::Result<Self> {
+impl Stdin {
+    /// Wraps descriptor 0, which stays open.
+    pub fn new() -> io::Result<Self> {
         let stdin = io::stdin();
         let fd = stdin.as_raw_fd();
         // SAFETY: descriptor 0 stays open for the life of the process: ManuallyDrop never closes it.
@@ -65,64 +49,37 @@ impl Input {
             evt.write(1)?;
             Some(evt)
         };
-        let room = lock(&uart).room_evt().try_clone()?;
-        Ok(Self {
-            stdin: file,
-            always_ready,
-            escape: stdin.is_terminal().then(EscapeFilter::default),
-            ended: false,
-            uart: SharedUart(uart),
-            room,
-        })
+        Ok(Self { file, always_ready, escape: stdin.is_terminal().then(EscapeFilter::default) })
     }
 
-    /// Becomes readable when the device has room again.
-    pub fn room_fd(&self) -> RawFd {
-        self.room.as_raw_fd()
+    /// What to poll for input.
+    pub fn fd(&self) -> RawFd {
+        self.always_ready.as_ref().map_or(self.file.as_raw_fd(), |evt| evt.as_raw_fd())
     }
 
-    /// What to wait for, if anything: nothing after the end, and nothing while the device is full.
-    pub fn wanted_fd(&self) -> Option<RawFd> {
-        if self.ended || !lock(&self.uart.0).wants_input() {
-            return None;
-        }
-        Some(self.always_ready.as_ref().map_or(self.stdin.as_raw_fd(), |evt| evt.as_raw_fd()))
-    }
-
-    /// Reads once and hands over what came.
-    pub fn on_readable(&mut self) -> InputSource {
+    /// One read, after the descriptor was ready.
+    pub fn read(&mut self) -> Got {
         let mut buffer = [0; CHUNK];
-        let read = match self.stdin.read(&mut buffer) {
+        let read = match self.file.read(&mut buffer) {
             Ok(n) => n,
             Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
-                return InputSource::Open;
+                return Got::Bytes(Vec::new());
             }
             Err(error) => {
                 log::debug!("stdin: {error}; taken as its end");
                 0
             }
         };
-        if read == 0 {
-            self.ended = true;
-            return InputSource::Ended;
+        let bytes = &buffer[..read];
+        match &mut self.escape {
+            _ if read == 0 => Got::End,
+            None => Got::Bytes(bytes.to_vec()),
+            Some(escape) => {
+                let mut keys = Vec::with_capacity(read + 1);
+                if escape.filter(bytes, &mut keys) { Got::Quit(keys) } else { Got::Bytes(keys) }
+            }
         }
-        let Some(escape) = &mut self.escape else {
-            lock(&self.uart.0).enqueue(&buffer[..read]);
-            return InputSource::Open;
-        };
-        let mut keys = Vec::with_capacity(read);
-        let quit = escape.filter(&buffer[..read], &mut keys);
-        lock(&self.uart.0).enqueue(&keys);
-        if quit { InputSource::Quit } else { InputSource::Open }
     }
-
-    /// The device has room again.
-    pub fn on_room(&mut self) {
-        let _ = self.room.read();
-    }
-
-    /// The terminal has a new size; a serial port can't tell its guest.
-    pub fn on_resize(&mut self) {}
 }
 
 /// Whether epoll can wait for `fd`. It refuses files that never block: regular ones, /dev/null.

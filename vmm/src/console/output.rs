@@ -1,22 +1,33 @@
 //! Where the guest's serial output goes: a stream of this process, a file, or nowhere.
 //!
-//! vCPU threads write here, and may block in it (back-pressure); a kick plus [`StopFlag`] gets them out again.
+//! vCPU threads write here, and wait when nobody reads (back-pressure). Invariant: once [`StopFlag`] is set no write
+//! waits any more than [`GRACE`], so a reader that doesn't read can't keep a VM from ending.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Set when the VM ends: a write that is interrupted then gives up instead of trying again.
+/// How long a write may still wait when the VM ends.
+const GRACE: i32 = 20;
+/// What a pipe takes without waiting once it polls writable (POSIX: PIPE_BUF).
+const CHUNK: usize = 4096;
+
+/// Set when the VM ends in a hurry: writes then give up instead of waiting.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// From now on interrupted writes fail.
+    /// From now on writes don't wait.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Writes wait again, for the drain after an ordinary end.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 
     fn is_set(&self) -> bool {
@@ -55,38 +66,74 @@ pub enum OutputError {
 impl Output {
     /// This process's stdout.
     pub fn stdout(stop: &StopFlag) -> Result<Self, OutputError> {
-        Self::stream("stdout", io::stdout().as_fd(), stop)
+        // SAFETY: Rust's start-up code makes sure that descriptors 0 to 2 are open; nothing closes them.
+        Self::stream("stdout", unsafe { BorrowedFd::borrow_raw(libc::STDOUT_FILENO) }, stop)
     }
 
     /// This process's stderr.
     pub fn stderr(stop: &StopFlag) -> Result<Self, OutputError> {
-        Self::stream("stderr", io::stderr().as_fd(), stop)
+        // SAFETY: as in `stdout`.
+        Self::stream("stderr", unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) }, stop)
     }
 
-    fn stream(name: &'static str, fd: std::os::fd::BorrowedFd<'_>, stop: &StopFlag) -> Result<Self, OutputError> {
+    fn stream(name: &'static str, fd: BorrowedFd<'_>, stop: &StopFlag) -> Result<Self, OutputError> {
         let fd = fd.try_clone_to_owned().map_err(|source| OutputError::Stream { name, source })?;
         Ok(Self { file: fd.into(), stop: stop.clone() })
     }
 
-    /// A new, empty file.
+    /// A new, empty file; appended to, as the VMM's own log may go there too.
     pub fn create(path: &Path, stop: &StopFlag) -> Result<Self, OutputError> {
-        let file = File::create(path).map_err(|source| OutputError::Create { path: path.to_owned(), source })?;
+        let create = || {
+            File::create(path)?;
+            OpenOptions::new().append(true).open(path)
+        };
+        let file = create().map_err(|source| OutputError::Create { path: path.to_owned(), source })?;
         Ok(Self { file, stop: stop.clone() })
+    }
+
+    /// Waits until a write of [`CHUNK`] bytes won't wait, or the VM ends.
+    fn wait(&self) -> io::Result<()> {
+        loop {
+            let stop = self.stop.is_set();
+            let mut poll = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+            // SAFETY: one valid pollfd.
+            match unsafe { libc::poll(&mut poll, 1, if stop { GRACE } else { -1 }) } {
+                0 => return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads, and the VM ends")),
+                // A kick: look at the flag again.
+                n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+                // Ready, or in a state that the write will report.
+                _ => return Ok(()),
+            }
+        }
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.file.write(bytes) {
-            // `write_all` would try again for ever.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted && self.stop.is_set() => {
-                Err(io::Error::new(io::ErrorKind::BrokenPipe, "the VM ends"))
-            }
-            result => result,
-        }
+        self.wait()?;
+        self.file.write(&bytes[..bytes.len().min(CHUNK)])
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_full_pipe_delays_the_end_only_a_little() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let stop = StopFlag::default();
+        let file = File::from(std::os::fd::OwnedFd::from(writer));
+        let mut output = Output { file, stop: stop.clone() };
+        stop.set();
+        let start = Instant::now();
+        let error = output.write_all(&[b'x'; 1 << 20]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() < Duration::from_millis(80), "{:?}", start.elapsed());
     }
 }

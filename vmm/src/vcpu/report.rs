@@ -250,7 +250,7 @@ mod tests {
     fn frames_end_at_loops_and_unreadable_memory() {
         assert_eq!(follow_frames(0x1000, |f| Some((f, 7))), [7]);
         assert_eq!(follow_frames(0x1000, |f| (f < 0x1020).then_some((f + 0x10, f))), [0x1000, 0x1010]);
-        assert_eq!(follow_frames(0x1001, |_| None), []);
+        assert!(follow_frames(0x1001, |_| None).is_empty());
         assert_eq!(follow_frames(0x1000, |f| Some((f + 8, 1))).len(), MAX_FRAMES);
     }
 }

@@ -1,0 +1,258 @@
+//! The command line's grammar, in one place.
+//!
+//! The binary parses [`Cli`] and turns the flags of `run` and `image` into a [`Config`]. Pure, but for `--file`, which
+//! looks whether a name with a colon exists.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::units::{parse_duration, parse_size};
+use super::{Config, ConsoleChoice, FileSpec, LogLevel, LogSink, ProgramSpec};
+use crate::archive::build::clean;
+
+const EXIT_CODES: &str = "\
+Exit code: the program's own; 128+N when it died of signal N, or a signal N ended taskvisor; 125 an error of taskvisor
+itself, or Ctrl-A x; 126 the program can't be run; 127 it was not found; 124 --timeout was over; 123 the guest kernel
+panicked.
+
+On a terminal: Ctrl-A x ends the guest, Ctrl-A Ctrl-A sends one Ctrl-A; everything else, Ctrl-C too, goes to the guest.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  taskvisor run -- ./prog a b
+  echo hello | taskvisor run --vcpus 2 -- /usr/bin/busybox tr a-z A-Z
+  taskvisor run --file script.sh:/script.sh -- busybox sh /script.sh
+  taskvisor run --kernel vmlinuz --cmdline 'console=ttyS0' --timeout 2m";
+
+/// Runs static Linux programs in a small guest on KVM, and shows what their tasks do.
+#[derive(Debug, Parser)]
+#[command(name = "taskvisor", version, about, after_help = EXIT_CODES, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a program in a guest; its streams and its exit code are those of this command
+    #[command(after_help = RUN_EXAMPLES, after_long_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Run(GuestArgs),
+    /// Write kernel.elf, archive.cpio and cmdline, to start the very same guest under another VMM
+    Image(ImageArgs),
+    /// Tell what this host's KVM can do, by trying
+    Doctor(DoctorArgs),
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `image`.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// Directory to write to; it is made if need be
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// What the guest is.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+}
+
+/// Flags that describe a guest.
+#[derive(Debug, Args)]
+pub struct GuestArgs {
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub vcpus: u32,
+
+    /// Guest memory: a number with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size, allow_negative_numbers = true)]
+    pub memory: u64,
+
+    /// Boot this kernel instead of the built-in one: an ELF with a PVH entry, or a Linux bzImage
+    #[arg(long, value_name = "ELF")]
+    pub kernel: Option<PathBuf>,
+
+    /// Add this to the kernel's command line (for a foreign kernel: all of it)
+    #[arg(long, value_name = "STRING", default_value = "", allow_hyphen_values = true)]
+    pub cmdline: String,
+
+    /// A newc cpio archive with the guest's files; PROGRAM is looked up there first
+    #[arg(long, value_name = "CPIO")]
+    pub initrd: Option<PathBuf>,
+
+    /// End the guest after this time, with exit code 124: 500ms, 5s, 2m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+
+    /// At the end, print times to boot milestones, exits by reason and memory to stderr
+    #[arg(long)]
+    pub stats: bool,
+
+    /// Print the programs' system calls to stderr
+    #[arg(long)]
+    pub strace: bool,
+
+    /// Set a variable of the program's environment (it has PATH, HOME, LANG, and TERM on a terminal); repeatable
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_env)]
+    pub env: Vec<(String, String)>,
+
+    /// Add a host file or directory to the guest, by default under the path as given; repeatable
+    #[arg(long, value_name = "HOST[:GUEST]", value_parser = parse_file)]
+    pub file: Vec<FileSpec>,
+
+    /// Where the kernel's log goes: a file, stderr or off
+    #[arg(long, value_name = "FILE|stderr|off", default_value = "stderr", value_parser = |s: &str| Ok::<_, std::convert::Infallible>(LogSink::from(s)))]
+    pub log: LogSink,
+
+    /// How much the kernel and taskvisor log
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "warn")]
+    pub log_level: LogLevel,
+
+    /// Which device carries the programs' streams
+    #[arg(long, value_name = "DEVICE", value_enum, default_value = "auto")]
+    pub console: ConsoleChoice,
+
+    /// A static Linux x86-64 program and its arguments. It is looked up like a shell does, and packed as /bin/NAME
+    /// with argv[0] as given here
+    #[arg(value_name = "PROGRAM", last = true)]
+    pub program: Vec<String>,
+}
+
+impl From<GuestArgs> for Config {
+    fn from(args: GuestArgs) -> Self {
+        let mut words = args.program.into_iter();
+        Self {
+            vcpus: args.vcpus,
+            memory: args.memory,
+            kernel: args.kernel,
+            cmdline: args.cmdline,
+            initrd: args.initrd,
+            files: args.file,
+            program: words.next().map(|name| ProgramSpec { name, args: words.collect() }),
+            env: args.env,
+            timeout: args.timeout,
+            stats: args.stats,
+            strace: args.strace,
+            log: args.log,
+            log_level: args.log_level,
+            console: args.console,
+        }
+    }
+}
+
+/// Why a flag's value can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// `--env`.
+    #[error("it has no '=': write NAME=VALUE")]
+    NoEquals,
+    /// `--env`.
+    #[error("the name before '=' is empty")]
+    EmptyName,
+    /// `--file`.
+    #[error("the host path is empty: write HOST or HOST:GUEST")]
+    EmptyPath,
+    /// `--file`.
+    #[error("the guest path {0} names no file")]
+    NoGuestName(String),
+}
+
+fn parse_env(text: &str) -> Result<(String, String), ValueError> {
+    let (name, value) = text.split_once('=').ok_or(ValueError::NoEquals)?;
+    if name.is_empty() {
+        return Err(ValueError::EmptyName);
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// `HOST`, or `HOST:GUEST`. A host path may hold colons itself: if the whole names a file, it is one.
+fn parse_file(text: &str) -> Result<FileSpec, ValueError> {
+    let (host, guest) = match text.rsplit_once(':') {
+        Some((host, guest)) if !Path::new(text).exists() => (host, guest),
+        _ => (text, text),
+    };
+    if host.is_empty() {
+        return Err(ValueError::EmptyPath);
+    }
+    // A guest path that ends in a slash is a directory to put the file into.
+    let guest = match guest.strip_suffix('/') {
+        Some(directory) if guest != host => {
+            let name = clean(host);
+            format!("{directory}/{}", name.rsplit('/').next().unwrap_or_default())
+        }
+        _ => guest.to_owned(),
+    };
+    let cleaned = clean(&guest);
+    if cleaned.is_empty() {
+        return Err(ValueError::NoGuestName(guest));
+    }
+    Ok(FileSpec { host: host.into(), guest: format!("/{cleaned}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn config(args: &[&str]) -> Result<Config, String> {
+        let words = ["taskvisor", "run"].iter().chain(args);
+        match Cli::try_parse_from(words).map_err(|e| e.to_string())?.command {
+            Command::Run(args) => Ok(args.into()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let config = config(&["--", "./prog", "-a", "--vcpus", "7"]).unwrap();
+        assert_eq!((config.vcpus, config.memory, config.log_level), (1, 256 << 20, LogLevel::Warn));
+        let program = config.program.unwrap();
+        assert_eq!((program.name.as_str(), program.args.len()), ("./prog", 3));
+    }
+
+    #[test]
+    fn values_are_checked_where_they_stand() {
+        for (args, part) in [
+            (&["--memory", "12Q"][..], "unknown unit 'Q' at character 3"),
+            (&["--timeout", "5"], "a unit is missing"),
+            (&["--env", "X"], "NAME=VALUE"),
+            (&["--vcpus", "-1"], "--vcpus"),
+            (&["--file", ":x"], "host path is empty"),
+            (&["--log-level", "loud"], "possible values"),
+            (&["prog"], "prog"),
+        ] {
+            let error = config(args).unwrap_err();
+            assert!(error.contains(part), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_are_placed() {
+        for (text, host, guest) in [
+            ("a.txt", "a.txt", "/a.txt"),
+            ("./d/a.txt", "./d/a.txt", "/d/a.txt"),
+            ("/etc/hosts", "/etc/hosts", "/etc/hosts"),
+            ("a:/b/c", "a", "/b/c"),
+            ("d/a.txt:/b/", "d/a.txt", "/b/a.txt"),
+            ("../x", "../x", "/x"),
+        ] {
+            assert_eq!(parse_file(text), Ok(FileSpec { host: host.into(), guest: guest.into() }), "{text}");
+        }
+        assert!(parse_file("a:/").is_ok_and(|spec| spec.guest == "/a"));
+        assert!(parse_file("..").is_err());
+    }
+}

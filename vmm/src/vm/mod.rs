@@ -1,0 +1,363 @@
+//! A virtual machine: built from a [`Guest`] and [`Options`], run once, torn down.
+//!
+//! [`crate::launch`] and tests call [`Vm::build`], then [`Vm::run`]. Invariants: no guest instruction runs before `run`;
+//! when `run` returns, every vCPU thread has ended, every byte that the guest wrote has been handed on, and the terminal
+//! is as it was.
+
+mod devices;
+mod threads;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use taskvisor_devices::bus::BusError;
+use taskvisor_devices::event::{GuestEvent, GuestEvents};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use self::devices::Devices;
+use self::threads::{Shared, Threads};
+use crate::archive::ArchiveError;
+use crate::boot::acpi::{self, VirtioMmio};
+use crate::boot::cpuid::{CpuidError, Template, Topology};
+use crate::boot::kernel::Entry;
+use crate::boot::{BootError, BootInfo, bzimage, layout, pvh};
+use crate::config::{LogLevel, LogSink};
+use crate::console::output::OutputError;
+use crate::console::terminal::RawMode;
+use crate::end::End;
+use crate::event_loop::{self, Hub, LoopError};
+use crate::guest::Guest;
+use crate::launch::kernel_cmdline;
+use crate::memory::{self, MemoryError, PAGE_SIZE, Ram};
+use crate::signals::SignalFd;
+use crate::stats::{self, Milestones};
+use crate::vcpu::run_loop::Buses;
+use crate::vcpu::setup::{self, SetupError, Start};
+use crate::vcpu::{kick, report};
+
+/// Why a machine can't be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// No /dev/kvm.
+    #[error(
+        "there is no /dev/kvm: load its module (modprobe kvm_intel or kvm_amd), switch virtualisation on in the \
+         firmware, or pass the device into this container or virtual machine; see: taskvisor doctor"
+    )]
+    NoKvm,
+    /// Not allowed.
+    #[error(
+        "no permission to open /dev/kvm: join its group (sudo usermod -aG kvm $USER, log in again); see: taskvisor doctor"
+    )]
+    KvmDenied,
+    /// Something else under that name, or a KVM of 2007.
+    #[error("/dev/kvm doesn't answer as KVM does (API version {0}, expected {KVM_API_VERSION})")]
+    NotKvm(i32),
+    /// A KVM call failed.
+    #[error("{call} failed: {source}")]
+    Kvm {
+        /// Which.
+        call: &'static str,
+        /// The host's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// Too few or too many vCPUs.
+    #[error("--vcpus {have}: this host's KVM runs 1 to {max} vCPUs")]
+    Vcpus {
+        /// What was asked for.
+        have: u32,
+        /// The most.
+        max: u32,
+    },
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// CPUID.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// Kernel or boot data.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The archive can't be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// vCPU set-up.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// Devices don't fit together; a defect of ours.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The log or a stream.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The event loop.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    /// Threads, descriptors.
+    #[error("{what}: {source}")]
+    Host {
+        /// What failed.
+        what: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> VmError {
+    move |source| VmError::Host { what, source }
+}
+
+fn kvm_call(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
+    move |source| VmError::Kvm { call, source }
+}
+
+/// What a machine is like, apart from its guest.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// End the VM after this time.
+    pub timeout: Option<Duration>,
+    /// Print statistics at the end.
+    pub stats: bool,
+    /// Have system calls printed.
+    pub strace: bool,
+    /// The kernel's log.
+    pub log: LogSink,
+    /// How much of it.
+    pub log_level: LogLevel,
+    /// When the process started.
+    pub start: Instant,
+}
+
+/// How a machine ended, ready to be told.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why.
+    pub end: End,
+    /// The report of a failure, several lines.
+    pub report: Option<String>,
+    /// Statistics, if asked for.
+    pub stats: Option<String>,
+}
+
+/// A machine that hasn't run yet.
+pub struct Vm {
+    guest: Guest,
+    options: Options,
+    ram: Ram,
+    vcpus: Vec<VcpuFd>,
+    buses: Arc<Buses>,
+    devices: Devices,
+    events: GuestEvents,
+    milestones: Milestones,
+    fd: VmFd,
+}
+
+impl Vm {
+    /// Makes the machine, loads the guest, and leaves the first vCPU at the kernel's entry.
+    pub fn build(guest: Guest, options: Options) -> Result<Self, VmError> {
+        let mut milestones = Milestones::new(options.start);
+        milestones.note("guest_checked");
+        let kvm = open_kvm()?;
+        check_vcpus(&kvm, options.vcpus)?;
+        let fd = kvm.create_vm().map_err(kvm_call("KVM_CREATE_VM"))?;
+        create_irqchip(&fd, options.vcpus, guest.is_ours())?;
+        let topology = Topology { vcpus: options.vcpus };
+        let vcpus: Vec<_> = (0..options.vcpus)
+            .map(|id| fd.create_vcpu(topology.apic_id(id).into()).map_err(kvm_call("KVM_CREATE_VCPU")))
+            .collect::<Result<_, _>>()?;
+        let tsc_khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).filter(|khz| *khz != 0);
+        let cpuid = Template::new(&kvm, topology, tsc_khz)?;
+        let ram = memory::allocate(options.memory, cpuid.address_bits())?;
+        register_memory(&fd, &ram)?;
+        let built = devices::build(&fd, &ram, &options, guest.serial_console)?;
+        milestones.note("machine_made");
+
+        let cmdline = kernel_cmdline(&guest, &options, quirks(&guest));
+        let (entry, boot_data) = load(&guest, &cmdline, &ram, topology, &built.virtio)?;
+        for (id, vcpu) in (0u32..).zip(&vcpus) {
+            let start = (id == 0).then_some(Start { entry: &entry, boot_data });
+            setup::configure(vcpu, id, &cpuid, start)?;
+        }
+        milestones.note("guest_loaded");
+        Ok(Self {
+            guest,
+            options,
+            ram,
+            vcpus,
+            buses: Arc::new(built.buses),
+            devices: built.devices,
+            events: built.events,
+            milestones,
+            fd,
+        })
+    }
+
+    /// Runs the guest to its end on threads of its own, with the event loop in this one.
+    pub fn run(mut self) -> Result<Ended, VmError> {
+        // Before any thread is made: they inherit the mask.
+        let signals = SignalFd::new().map_err(host("can't set up signals"))?;
+        kick::install_handler().map_err(host("can't set up signals"))?;
+        let console = self.devices.console()?;
+        let raw = RawMode::enter(stdin()).map_err(host("can't switch the terminal to raw mode"))?;
+
+        let outcome_evt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("can't make an eventfd"))?;
+        let (sender, outcomes) = channel();
+        let shared = Shared {
+            run_size: self.fd.run_size(),
+            buses: self.buses.clone(),
+            ram: self.ram.clone(),
+            outcomes: sender,
+            outcome_evt: outcome_evt.try_clone().map_err(host("can't make an eventfd"))?,
+        };
+        self.milestones.note("vcpus_started");
+        let mut threads =
+            Threads::start(std::mem::take(&mut self.vcpus), &shared).map_err(host("can't start a vCPU thread"))?;
+        let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
+        let result = event_loop::run(Hub {
+            guest: self.events,
+            outcomes,
+            outcome_evt,
+            signals,
+            timeout: self.options.timeout,
+            console,
+            ours: self.guest.is_ours(),
+            milestones: self.milestones,
+        });
+
+        self.devices.interrupt();
+        threads.stop();
+        let (end, mut hub) = result?;
+        hub.milestones.note("vcpus_stopped");
+        self.devices.drain_console(&end, &mut hub.signals, deadline);
+        drop(raw);
+        // From here on a signal has its ordinary effect, so that a reader that doesn't read can't hold us.
+        drop(hub.signals);
+        self.devices.drain_serial(&end);
+
+        // Milestones that the guest passed together with its end.
+        for event in hub.guest.drain() {
+            if let GuestEvent::Milestone(hit) = event {
+                hub.milestones.hit(hit);
+            }
+        }
+        hub.milestones.note("drained");
+        let report = match &end {
+            End::Failed(failure) => Some(report::render(failure, Some(&self.guest.kernel))),
+            _ => None,
+        };
+        let stats =
+            self.options.stats.then(|| stats::render(&hub.milestones, &threads.counts(), memory::touched(&self.ram)));
+        Ok(Ended { end, report, stats })
+    }
+}
+
+fn stdin() -> BorrowedFd<'static> {
+    // SAFETY: descriptor 0 is never closed by this process.
+    unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) }
+}
+
+/// What this host's KVM does differently, as our kernel wants to hear it.
+fn quirks(_guest: &Guest) -> &'static str {
+    ""
+}
+
+fn open_kvm() -> Result<Kvm, VmError> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => VmError::NoKvm,
+        libc::EACCES | libc::EPERM => VmError::KvmDenied,
+        _ => VmError::Kvm { call: "opening /dev/kvm", source: error },
+    })?;
+    match kvm.get_api_version() {
+        version if version == KVM_API_VERSION as i32 => Ok(kvm),
+        version => Err(VmError::NotKvm(version)),
+    }
+}
+
+fn check_vcpus(kvm: &Kvm, have: u32) -> Result<(), VmError> {
+    let max = kvm.get_max_vcpus() as u32;
+    if (1..=max).contains(&have) { Ok(()) } else { Err(VmError::Vcpus { have, max }) }
+}
+
+/// PIC, IOAPIC and local APICs in the kernel; a PIT only for foreign kernels, which may calibrate with it.
+fn create_irqchip(fd: &VmFd, vcpus: u32, ours: bool) -> Result<(), VmError> {
+    fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_call("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    fd.set_tss_address(layout::KVM_TSS).map_err(kvm_call("KVM_SET_TSS_ADDR"))?;
+    fd.create_irq_chip().map_err(kvm_call("KVM_CREATE_IRQCHIP"))?;
+    if !ours {
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(config).map_err(kvm_call("KVM_CREATE_PIT2"))?;
+    }
+    if vcpus > 255 {
+        // 32-bit ids in MSIs and IPIs, no broadcast at 255 (Linux, Documentation/virt/kvm/api.rst, 7.8).
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
+        cap.args[0] = 0b11;
+        fd.enable_cap(&cap).map_err(kvm_call("KVM_CAP_X2APIC_API"))?;
+    }
+    Ok(())
+}
+
+fn register_memory(fd: &VmFd, ram: &Ram) -> Result<(), VmError> {
+    for (slot, region) in (0u32..).zip(ram.iter()) {
+        let address = region.get_host_address(MemoryRegionAddress(0)).map_err(BootError::from)?;
+        let memory = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: address as u64,
+        };
+        // SAFETY: the range is a live mapping of exactly this length, kept by `ram`, of which the machine and each
+        // vCPU hold a reference; slots don't overlap.
+        unsafe { fd.set_user_memory_region(memory) }.map_err(kvm_call("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+/// Kernel, archive, ACPI and boot data into memory.
+fn load(
+    guest: &Guest,
+    cmdline: &str,
+    ram: &Ram,
+    topology: Topology,
+    virtio: &[VirtioMmio],
+) -> Result<(Entry, u64), VmError> {
+    let loaded = guest.kernel.load(ram).map_err(BootError::from)?;
+    let archive = match &guest.archive {
+        Some(archive) => {
+            let address = place_archive(ram, archive.len(), loaded.end)?;
+            archive.load(ram, GuestAddress(address))?;
+            Some((address, archive.len()))
+        }
+        None => None,
+    };
+    let ids: Vec<u32> = (0..topology.vcpus).map(|vcpu| topology.apic_id(vcpu)).collect();
+    let rsdp = acpi::write(ram, &ids, virtio)?;
+    let info = BootInfo { cmdline, archive, rsdp };
+    let boot_data = match &loaded.entry {
+        Entry::Pvh { .. } => pvh::write(ram, &info)?,
+        Entry::Linux64 { header, .. } => bzimage::write(ram, &info, header)?,
+    };
+    Ok((loaded.entry, boot_data))
+}
+
+/// The archive ends at the top of low RAM, page aligned downwards.
+fn place_archive(ram: &Ram, len: u64, kernel_end: u64) -> Result<u64, BootError> {
+    let low_end = memory::low_end(ram);
+    low_end
+        .checked_sub(len)
+        .map(|start| start & !(PAGE_SIZE - 1))
+        .filter(|start| *start >= kernel_end)
+        .ok_or(BootError::NoRoom { archive: len, kernel_end, low_end })
+}

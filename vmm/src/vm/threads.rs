@@ -1,0 +1,116 @@
+//! The vCPU threads as a group: started together, ended together.
+//!
+//! Invariant: whatever way [`super::Vm::run`] ends, its threads have been told to end, and have ended unless the host
+//! holds one in a system call for longer than [`SHUTDOWN`].
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::Ram;
+use crate::vcpu::counts::ExitCounts;
+use crate::vcpu::kick;
+use crate::vcpu::run_loop::{Buses, Command, Outcome, Vcpu};
+
+/// How long the threads have to end (issue 2: clean shutdown in under 100 ms).
+const SHUTDOWN: Duration = Duration::from_millis(80);
+/// A kick is repeated in this interval, for a thread that was in another system call.
+const KICK_AGAIN: Duration = Duration::from_millis(5);
+/// How often the end of threads is looked at.
+const LOOK: Duration = Duration::from_micros(50);
+/// A vCPU thread needs little: the run loop, devices, a report.
+const STACK: usize = 256 << 10;
+
+struct VcpuThread {
+    thread: JoinHandle<()>,
+    commands: Sender<Command>,
+    counts: Arc<ExitCounts>,
+}
+
+/// What all vCPUs share.
+pub struct Shared {
+    /// Size of a `kvm_run` mapping.
+    pub run_size: usize,
+    /// Where I/O goes.
+    pub buses: Arc<Buses>,
+    /// Guest memory.
+    pub ram: Ram,
+    /// Where threads report their end.
+    pub outcomes: Sender<Outcome>,
+    /// Becomes readable when they do.
+    pub outcome_evt: EventFd,
+}
+
+/// Running vCPUs; stopped when dropped.
+#[derive(Default)]
+pub struct Threads {
+    vcpus: Vec<VcpuThread>,
+}
+
+impl Threads {
+    /// Starts a thread for each vCPU. Signals to be handled elsewhere must be blocked already.
+    pub fn start(fds: Vec<VcpuFd>, shared: &Shared) -> io::Result<Self> {
+        let mut threads = Self::default();
+        for (id, fd) in (0u32..).zip(fds) {
+            let (commands, receiver) = channel();
+            let counts = Arc::new(ExitCounts::default());
+            let vcpu = Vcpu {
+                id,
+                fd,
+                run_size: shared.run_size,
+                buses: shared.buses.clone(),
+                ram: shared.ram.clone(),
+                commands: receiver,
+                counts: counts.clone(),
+            };
+            let (outcomes, evt) = (shared.outcomes.clone(), shared.outcome_evt.try_clone()?);
+            let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
+                // The receiver may have gone already, when the VM is being torn down.
+                let _ = outcomes.send(vcpu.run());
+                let _ = evt.write(1);
+            })?;
+            threads.vcpus.push(VcpuThread { thread, commands, counts });
+        }
+        Ok(threads)
+    }
+
+    /// The exits of each vCPU.
+    pub fn counts(&self) -> Vec<Arc<ExitCounts>> {
+        self.vcpus.iter().map(|vcpu| vcpu.counts.clone()).collect()
+    }
+
+    /// Ends all threads, kicking until they have.
+    pub fn stop(&mut self) {
+        let deadline = Instant::now() + SHUTDOWN;
+        for vcpu in &self.vcpus {
+            // A closed channel: the thread has ended on its own.
+            let _ = vcpu.commands.send(Command::Stop);
+        }
+        while self.running().next().is_some() {
+            if Instant::now() >= deadline {
+                log::warn!("a vCPU thread doesn't end; the end of the process takes it along");
+                return;
+            }
+            self.running().for_each(|vcpu| kick::kick(&vcpu.thread));
+            let again = Instant::now() + KICK_AGAIN;
+            while Instant::now() < again && self.running().next().is_some() {
+                thread::sleep(LOOK);
+            }
+        }
+    }
+
+    fn running(&self) -> impl Iterator<Item = &VcpuThread> {
+        self.vcpus.iter().filter(|vcpu| !vcpu.thread.is_finished())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
