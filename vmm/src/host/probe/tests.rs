@@ -105,3 +105,17 @@ fn probes_run_side_by_side() {
         }
     });
 }
+
+#[test]
+fn a_timer_that_is_not_due_does_not_fire() {
+    let Some(kvm) = kvm() else { return };
+    for snippet in [Snippet::Oneshot, Snippet::Deadline] {
+        let mut guest = TinyGuest::new(&kvm, Config { irqchip: true }).unwrap();
+        // Some seconds, in nanoseconds as in cycles.
+        guest.start(snippet, Ring::Kernel, 4_000_000_000).unwrap();
+        let stop = guest.run(Duration::from_millis(30)).unwrap();
+        // Without the TSC-deadline timer, arming it may raise #GP.
+        let refused = snippet == Snippet::Deadline && guest.vector() == Some(13);
+        assert!(stop == Stop::TimedOut || refused, "{snippet:?}: {stop}");
+    }
+}
