@@ -35,7 +35,8 @@ use crate::console::output::OutputError;
 use crate::console::terminal::RawMode;
 use crate::end::End;
 use crate::event_loop::{self, Hub, LoopError};
-use crate::guest::Guest;
+use crate::guest::{Guest, sets};
+use crate::host::Quirks;
 use crate::launch::kernel_cmdline;
 use crate::memory::{self, MemoryError, PAGE_SIZE, Ram};
 use crate::signals::SignalFd;
@@ -184,7 +185,9 @@ impl Vm {
         let built = devices::build(&fd, &ram, &options, guest.serial_console)?;
         milestones.note("machine_made");
 
-        let cmdline = kernel_cmdline(&guest, &options, quirks(&guest));
+        let quirks = quirks(&kvm, &guest);
+        milestones.note("host_probed");
+        let cmdline = kernel_cmdline(&guest, &options, &quirks);
         let (entry, boot_data) = load(&guest, &cmdline, &ram, topology, &built.virtio)?;
         for (id, vcpu) in (0u32..).zip(&vcpus) {
             let start = (id == 0).then_some(Start { entry: &entry, boot_data });
@@ -268,9 +271,15 @@ fn stdin() -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) }
 }
 
-/// What this host's KVM does differently, as our kernel wants to hear it.
-fn quirks(_guest: &Guest) -> &'static str {
-    ""
+/// What this host's KVM does differently, as our kernel wants to hear it; found by trying, unless the user says it.
+fn quirks(kvm: &Kvm, guest: &Guest) -> String {
+    if !guest.is_ours() || sets(&guest.user_cmdline, "quirks") {
+        return String::new();
+    }
+    Quirks::probe_fast(kvm).map(|quirks| quirks.to_string()).unwrap_or_else(|error| {
+        log::warn!("can't find out how this host's KVM differs, taken as ordinary: {error}");
+        String::new()
+    })
 }
 
 fn open_kvm() -> Result<Kvm, VmError> {
