@@ -1,5 +1,6 @@
 //! The command `taskvisor`: parses the command line, calls the library, turns results into messages and exit codes.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use taskvisor::config::Config;
 use taskvisor::config::cli::{Cli, Command};
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
-use taskvisor::logger;
+use taskvisor::{host, logger};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -49,7 +50,13 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             launch::image(&config, &args.output)?;
             Ok(0)
         }
-        Command::Doctor(_) => anyhow::bail!("doctor is not there yet"),
+        Command::Doctor(args) => {
+            let report = host::examine();
+            let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
+            // A closed pipe behind it is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(if report.can_run() { 0 } else { EXIT_VMM })
+        }
     }
 }
 

@@ -65,14 +65,14 @@ pub struct Template {
 
 impl Template {
     /// Asks KVM what it supports and adapts that.
-    pub fn new(kvm: &Kvm, topology: Topology, tsc_khz: Option<u32>) -> Result<Self, CpuidError> {
+    pub fn new(kvm: &Kvm, topology: Topology) -> Result<Self, CpuidError> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self::adapt(supported.as_slice().to_vec(), topology, tsc_khz, tsc_deadline))
+        Ok(Self::adapt(supported.as_slice().to_vec(), topology, tsc_deadline))
     }
 
     /// The pure part of [`Template::new`].
-    fn adapt(mut entries: Vec<kvm_cpuid_entry2>, topology: Topology, tsc_khz: Option<u32>, deadline: bool) -> Self {
+    fn adapt(mut entries: Vec<kvm_cpuid_entry2>, topology: Topology, deadline: bool) -> Self {
         let max_leaf = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
         // Topology leaves are ours alone; the hypervisor's signature may have been left out by KVM.
         entries.retain(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_BASE | HYPERVISOR_TIMING));
@@ -91,15 +91,17 @@ impl Template {
             edx,
             ..Default::default()
         });
-        if let Some(eax) = tsc_khz {
-            entries.push(kvm_cpuid_entry2 {
-                function: HYPERVISOR_TIMING,
-                eax,
-                ebx: APIC_BUS_KHZ,
-                ..Default::default()
-            });
-        }
         Self { entries, topology }
+    }
+
+    /// Adds the timing leaf; the frequency is known once a vCPU exists.
+    pub fn set_tsc_khz(&mut self, khz: u32) {
+        self.entries.push(kvm_cpuid_entry2 {
+            function: HYPERVISOR_TIMING,
+            eax: khz,
+            ebx: APIC_BUS_KHZ,
+            ..Default::default()
+        });
     }
 
     /// The table for one vCPU.
@@ -177,7 +179,9 @@ mod tests {
     fn template(vcpus: u32, deadline: bool) -> Template {
         let entry = |function, eax| kvm_cpuid_entry2 { function, eax, ..Default::default() };
         let entries = vec![entry(0, 0x1f), entry(1, 0), entry(4, 0x163), entry(0xb, 7), entry(0x8000_0008, 46)];
-        Template::adapt(entries, Topology { vcpus }, Some(2_596_122), deadline)
+        let mut template = Template::adapt(entries, Topology { vcpus }, deadline);
+        template.set_tsc_khz(2_596_122);
+        template
     }
 
     #[test]
@@ -209,7 +213,7 @@ mod tests {
     #[test]
     fn leaf_b_is_left_out_where_the_cpu_lacks_it() {
         let entries = vec![kvm_cpuid_entry2 { function: 0, eax: 0xa, ..Default::default() }];
-        let table = Template::adapt(entries, Topology { vcpus: 2 }, None, false).for_vcpu(1).unwrap();
+        let table = Template::adapt(entries, Topology { vcpus: 2 }, false).for_vcpu(1).unwrap();
         assert!(table.as_slice().iter().all(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_TIMING)));
     }
 
