@@ -122,7 +122,8 @@ mod loom_models {
     use super::*;
     use loom::sync::Notify;
     use loom::thread;
-    use std::sync::Arc; // not loom's: it adds orderings of its own, and aborts where a model is to fail
+    // Loom's threads are coroutines of one thread. Its own Arc adds orderings, and aborts where a model is to fail.
+    use std::rc::Rc;
 
     const REQUESTS: [Requests; 2] = [Requests::RESCHEDULE, Requests::CALL];
 
@@ -134,8 +135,8 @@ mod loom_models {
     }
 
     impl Machine {
-        fn new() -> Arc<Self> {
-            Arc::new(Self {
+        fn new() -> Rc<Self> {
+            Rc::new(Self {
                 word: KickWord::new(),
                 prepared: [AtomicU32::new(0), AtomicU32::new(0)],
                 ipi: Notify::new(),
@@ -143,7 +144,7 @@ mod loom_models {
         }
 
         /// Requests `REQUESTS[bit]`, with the piece of work `slot`.
-        fn request(this: &Arc<Self>, slot: usize, bit: usize) -> thread::JoinHandle<()> {
+        fn request(this: &Rc<Self>, slot: usize, bit: usize) -> thread::JoinHandle<()> {
             let machine = this.clone();
             thread::spawn(move || {
                 machine.prepared[slot].store(1, Ordering::Relaxed);

@@ -140,7 +140,8 @@ mod loom_models {
     use super::*;
     use loom::sync::Notify;
     use loom::thread;
-    use std::sync::Arc; // not loom's: it adds orderings of its own, and aborts where a model is to fail
+    // Loom's threads are coroutines of one thread. Its own Arc adds orderings, and aborts where a model is to fail.
+    use std::rc::Rc;
 
     struct Machine {
         sleep: SleepState,
@@ -153,8 +154,8 @@ mod loom_models {
     }
 
     impl Machine {
-        fn new() -> Arc<Self> {
-            Arc::new(Self {
+        fn new() -> Rc<Self> {
+            Rc::new(Self {
                 sleep: SleepState::new(),
                 queue: [AtomicU8::new(0), AtomicU8::new(0)],
                 ipi: Notify::new(),
@@ -163,7 +164,7 @@ mod loom_models {
             })
         }
 
-        fn hand_over(this: &Arc<Self>, slot: usize) -> thread::JoinHandle<()> {
+        fn hand_over(this: &Rc<Self>, slot: usize) -> thread::JoinHandle<()> {
             let machine = this.clone();
             thread::spawn(move || {
                 machine.queue[slot].store(1, Ordering::Relaxed);

@@ -380,7 +380,8 @@ mod loom_models {
     use loom::sync::Mutex;
     use loom::sync::atomic::{AtomicBool, AtomicU32};
     use loom::thread;
-    use std::sync::Arc; // not loom's: it adds orderings of its own, and aborts where a model is to fail
+    // Loom's threads are coroutines of one thread. Its own Arc adds orderings, and aborts where a model is to fail.
+    use std::rc::Rc;
 
     const NO_CPU: u32 = u32::MAX;
 
@@ -396,8 +397,8 @@ mod loom_models {
 
     impl Machine {
         /// CPU 0 runs the task.
-        fn new() -> Arc<Self> {
-            Arc::new(Self {
+        fn new() -> Rc<Self> {
+            Rc::new(Self {
                 state: AtomicState::new(State::Running),
                 condition: AtomicBool::new(false),
                 on_cpu: AtomicU32::new(0),
