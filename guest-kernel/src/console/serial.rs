@@ -73,11 +73,6 @@ pub fn readable() -> bool {
     !INPUT.lock().is_empty()
 }
 
-/// A serial line has no end; Ctrl-D (4) on it is the terminal's matter.
-pub fn at_eof() -> bool {
-    false
-}
-
 /// Woken by reception.
 pub fn queue() -> &'static WaitQueue {
     &QUEUE

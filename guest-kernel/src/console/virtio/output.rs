@@ -1,0 +1,263 @@
+//! A transmit queue: standard output or standard error.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use arrayvec::ArrayVec;
+
+use super::mmio::{DeviceError, Registers};
+use super::queue::{Piece, Queue, SIZE};
+use crate::console::ConsoleError;
+use crate::mm::address_space::Access;
+use crate::mm::frame::{self, OutOfMemory};
+use crate::mm::layout::PAGE_SIZE;
+use crate::mm::{PhysAddr, user};
+use crate::sync::{Mutex, SpinLock, WaitQueue};
+
+/// Writes up to this size are copied and don't wait for the device.
+const COPY_MAX: usize = 512;
+/// Copy slots, in two frames.
+const SLOTS: usize = 16;
+/// Pieces of one request: 31 pages and a bit.
+const PIECES: usize = 32;
+
+/// What the device is working on, by head descriptor.
+enum Request {
+    /// Pages of a program, given back at the end.
+    Pages(Vec<PhysAddr>, Arc<AtomicBool>),
+    /// A copy slot.
+    Slot(u8),
+}
+
+struct State {
+    queue: Queue,
+    requests: [Option<Request>; SIZE as usize],
+    free_slots: ArrayVec<u8, SLOTS>,
+    slots: PhysAddr,
+}
+
+/// One output stream.
+pub struct Output {
+    /// Guards the queue and the requests.
+    state: SpinLock<State>,
+    /// Keeps the parts of one write together when several tasks write.
+    order: Mutex<()>,
+    waiters: WaitQueue,
+}
+
+impl Output {
+    /// An idle stream.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(queue: Queue) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            state: SpinLock::new(State {
+                queue,
+                requests: [const { None }; SIZE as usize],
+                free_slots: (0..SLOTS as u8).collect(),
+                slots: frame::alloc_block(1, false)?,
+            }),
+            order: Mutex::new(()),
+            waiters: WaitQueue::new(),
+        })
+    }
+
+    /// Registers the queue with the device.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn set_up(&self, registers: &Registers, index: u16) -> Result<(), DeviceError> {
+        let mut s = self.state.lock();
+        s.queue.want_interrupt(false);
+        registers.set_up_queue(index, &s.queue)
+    }
+
+    /// See `console::write_user`.
+    ///
+    /// # Errors
+    /// [`ConsoleError`].
+    pub fn write_user(&self, registers: &Registers, index: u16, addr: u64, len: usize, nonblock: bool) -> Result<usize, ConsoleError> {
+        if len <= COPY_MAX {
+            let mut bytes = [0; COPY_MAX];
+            user::read_bytes(&mut bytes[..len], addr).map_err(|_| ConsoleError::Fault)?;
+            return self.write_copy(registers, index, &bytes[..len], nonblock).map(|()| len);
+        }
+        let _order = self.order.lock();
+        let mut done = 0;
+        while done < len {
+            match self.write_pages(registers, index, addr + done as u64, len - done, nonblock) {
+                Ok(n) => done += n,
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Hands over as many pages as one request takes, and waits for them.
+    fn write_pages(&self, registers: &Registers, index: u16, addr: u64, len: usize, nonblock: bool) -> Result<usize, ConsoleError> {
+        let mut pieces = ArrayVec::<Piece, PIECES>::new();
+        let mut frames = Vec::with_capacity(PIECES);
+        let mut taken = 0;
+        while taken < len && !pieces.is_full() {
+            let at = addr + taken as u64;
+            let offset = at & (PAGE_SIZE - 1);
+            let n = ((PAGE_SIZE - offset) as usize).min(len - taken);
+            match user::pin(at, Access::Read) {
+                Ok(f) => {
+                    pieces.push(Piece { addr: f.0 + offset, len: n as u32 });
+                    frames.push(f);
+                    taken += n;
+                }
+                Err(_) if taken > 0 => break,
+                Err(_) => return Err(ConsoleError::Fault),
+            }
+        }
+        let done = Arc::new(AtomicBool::new(false));
+        let mut request = Some(Request::Pages(frames, done.clone()));
+        let mut submit = || {
+            let mut s = self.state.lock();
+            s.reap();
+            let head = s.queue.offer(&pieces, false);
+            match head {
+                Some(head) => s.requests[usize::from(head)] = request.take(),
+                None => s.queue.want_interrupt(true),
+            }
+            head.map(|_| s.queue.must_notify())
+        };
+        let notify = match submit() {
+            Some(n) => n,
+            None if nonblock => {
+                release(request);
+                return Err(ConsoleError::WouldBlock);
+            }
+            None => match self.waiters.wait_interruptible(None, &mut submit) {
+                Ok(n) => n,
+                Err(e) => {
+                    release(request);
+                    return Err(e.into());
+                }
+            },
+        };
+        if notify {
+            registers.notify(index);
+        }
+        // The pages stay pinned until the device is done; the program must not change them before. A signal ends the wait,
+        // not the transfer.
+        let _ = self.waiters.wait_interruptible(None, || {
+            if done.load(Ordering::Acquire) {
+                return Some(());
+            }
+            let mut s = self.state.lock();
+            s.queue.want_interrupt(true);
+            s.reap();
+            done.load(Ordering::Acquire).then_some(())
+        });
+        Ok(taken)
+    }
+
+    /// Writes kernel bytes; waits for room.
+    pub fn write_kernel(&self, registers: &Registers, index: u16, bytes: &[u8]) {
+        for chunk in bytes.chunks(COPY_MAX) {
+            let _ = self.write_copy(registers, index, chunk, false);
+        }
+    }
+
+    fn write_copy(&self, registers: &Registers, index: u16, bytes: &[u8], nonblock: bool) -> Result<(), ConsoleError> {
+        let mut submit = || {
+            let mut s = self.state.lock();
+            if s.free_slots.is_empty() || s.queue.room() == 0 {
+                s.reap();
+            }
+            let Some(slot) = s.free_slots.pop() else {
+                s.queue.want_interrupt(true);
+                return None;
+            };
+            let addr = s.slots.0 + u64::from(slot) * COPY_MAX as u64;
+            // SAFETY: the slot is free and in our frames.
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), PhysAddr(addr).as_ptr(), bytes.len()) };
+            match s.queue.offer(&[Piece { addr, len: bytes.len() as u32 }], false) {
+                Some(head) => {
+                    s.requests[usize::from(head)] = Some(Request::Slot(slot));
+                    Some(s.queue.must_notify())
+                }
+                None => {
+                    s.free_slots.push(slot);
+                    s.queue.want_interrupt(true);
+                    None
+                }
+            }
+        };
+        let notify = match submit() {
+            Some(n) => n,
+            None if nonblock => return Err(ConsoleError::WouldBlock),
+            None => self.waiters.wait_interruptible(None, submit)?,
+        };
+        if notify {
+            registers.notify(index);
+        }
+        Ok(())
+    }
+
+    /// The device has interrupted: somebody waits.
+    pub fn interrupt(&self) {
+        let mut s = self.state.lock();
+        if !s.queue.has_used() {
+            return;
+        }
+        s.reap();
+        s.queue.want_interrupt(false);
+        drop(s);
+        self.waiters.wake_all();
+    }
+
+    /// Whether a small write would find room.
+    pub fn writable(&self) -> bool {
+        let mut s = self.state.lock();
+        s.reap();
+        let room = !s.free_slots.is_empty() && s.queue.room() > 0;
+        if !room {
+            s.queue.want_interrupt(true);
+        }
+        room
+    }
+
+    /// Woken when the device has given something back.
+    pub fn queue(&self) -> &WaitQueue {
+        &self.waiters
+    }
+
+    /// Waits until the device has everything.
+    pub fn drain(&self) {
+        self.waiters.wait_until(|| {
+            let mut s = self.state.lock();
+            s.queue.want_interrupt(true);
+            s.reap();
+            (s.queue.room() == usize::from(SIZE)).then_some(())
+        });
+    }
+}
+
+fn release(request: Option<Request>) {
+    if let Some(Request::Pages(frames, _)) = request {
+        frames.into_iter().for_each(frame::put);
+    }
+}
+
+impl State {
+    /// Takes back what the device is done with.
+    fn reap(&mut self) {
+        while let Some((head, _)) = self.queue.take_used() {
+            match self.requests[usize::from(head)].take() {
+                Some(Request::Pages(frames, done)) => {
+                    frames.into_iter().for_each(frame::put);
+                    done.store(true, Ordering::Release);
+                }
+                Some(Request::Slot(slot)) => self.free_slots.push(slot),
+                None => {}
+            }
+        }
+    }
+}
