@@ -9,6 +9,8 @@ mod kernel;
 mod programs;
 #[path = "build/scheme.rs"]
 mod scheme;
+#[path = "build/symbols.rs"]
+mod symbols;
 
 use std::env;
 use std::fmt::Write as _;

@@ -13,7 +13,7 @@ need() {
     if ! eval "$1" >/dev/null 2>&1; then
         # shellcheck disable=SC2206 # a list of package names
         missing_packages+=($2)
-        missing_what+=("$3 (Debian: $2)")
+        missing_what+=("$3${2:+ (Debian: $2)}")
     fi
 }
 
@@ -30,6 +30,22 @@ guest_compiler() {
     return 1
 }
 
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+stock_kernel_dir=$root/target/stock-kernel
+
+# A kernel that nobody here built, for the test that boots one. It is unpacked, not installed: no boot loader is touched.
+stock_kernel() { compgen -G "$stock_kernel_dir/vmlinuz-*" || compgen -G '/boot/vmlinuz-*'; }
+fetch_stock_kernel() {
+    local package
+    package=$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
+    mkdir -p "$stock_kernel_dir" && pushd "$stock_kernel_dir" >/dev/null || return 1
+    apt-get download -qq "$package" 2>/dev/null &&
+        dpkg-deb --fsys-tarfile ./*.deb | tar -x --strip-components=2 --wildcards './boot/vmlinuz-*'
+    rm -f ./*.deb
+    popd >/dev/null
+    stock_kernel >/dev/null
+}
+
 for purpose in $purposes; do
     case $purpose in
     build)
@@ -42,6 +58,7 @@ for purpose in $purposes; do
     test)
         need 'command -v bash-static' 'bash-static' 'a static bash'
         need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, as the check on exact CPU semantics'
+        need 'stock_kernel' '' 'a stock Linux kernel image, /boot/vmlinuz-*'
         ;;
     bench)
         need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, which counts instructions and is the counterpart'
@@ -53,19 +70,24 @@ for purpose in $purposes; do
     esac
 done
 
-if ((${#missing_packages[@]} == 0)); then
+if ((${#missing_what[@]} == 0)); then
     exit 0
 fi
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-    mapfile -t packages < <(printf '%s\n' "${missing_packages[@]}" | sort -u)
-    echo "setup: installing ${packages[*]}"
+    mapfile -t packages < <(printf '%s\n' "${missing_packages[@]}" | sed '/^$/d' | sort -u)
+    echo "setup: installing $(IFS=,; echo "${missing_what[*]}")"
     export DEBIAN_FRONTEND=noninteractive
     # Package lists may be stale or absent: one update, once.
     apt-get update -qq
-    if apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null; then
-        exit 0
+    complete=1
+    if ((${#packages[@]} > 0)); then
+        apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null || complete=0
     fi
-    echo "setup: apt-get could not install all of it" >&2
+    if [[ $purposes == *test* ]] && ! stock_kernel >/dev/null; then
+        fetch_stock_kernel || complete=0
+    fi
+    if ((complete)); then exit 0; fi
+    echo "setup: apt-get could not give all of it" >&2
 fi
 # Without apt the target can still come from rustup. Never in CI, where nothing may be fetched behind the lock files' back.
 if ! guest_compiler >/dev/null && [[ -z ${CI:-} ]] && ! command -v apt-get >/dev/null && command -v rustup >/dev/null; then

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::scheme::{Scheme, TARGET};
+use crate::symbols;
 
 /// What to build and where.
 pub struct Request<'a> {
@@ -43,7 +44,9 @@ pub fn build(scheme: &Scheme, request: &Request<'_>) -> Result<PathBuf, String> 
         features => format!("kernel-{}.elf", features.replace([',', ' '], "-")),
     };
     let out = dir.join(name);
-    copy_if_changed(&built, &out).map_err(|e| format!("{}: {e}", out.display()))?;
+    let mut elf = fs::read(&built).map_err(|e| format!("{}: {e}", built.display()))?;
+    symbols::fill(&mut elf)?;
+    write_if_changed(&elf, &out).map_err(|e| format!("{}: {e}", out.display()))?;
     Ok(out)
 }
 
@@ -117,12 +120,11 @@ fn is_outer_build(name: &str) -> bool {
 }
 
 /// Replaces `to` in one step, so that a reader sees the old file or the new one.
-pub fn copy_if_changed(from: &Path, to: &Path) -> io::Result<()> {
-    let new = fs::read(from)?;
+pub fn write_if_changed(new: &[u8], to: &Path) -> io::Result<()> {
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
     let temporary = to.with_extension("new");
-    fs::copy(from, &temporary)?;
+    fs::write(&temporary, new)?;
     fs::rename(&temporary, to)
 }

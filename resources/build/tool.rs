@@ -5,6 +5,7 @@
 
 mod kernel;
 mod scheme;
+mod symbols;
 
 use std::env;
 use std::path::PathBuf;
