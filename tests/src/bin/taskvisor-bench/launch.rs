@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use taskvisor_tests::guest::taskvisor;
 use taskvisor_tests::qemu::Image;
-use taskvisor_tests::{Guest, prereq};
+use taskvisor_tests::{Guest, Run, prereq};
 
 use crate::table::{Row, Table};
 
@@ -38,7 +39,8 @@ pub fn measure(table: &mut Table) {
     };
     let qemus: Result<Vec<_>, String> = match prereq::qemu() {
         Some(qemu) => {
-            let image = Image::new(&["--memory", "128M"], &busybox, &["true"]);
+            let quirks = quirks();
+            let image = Image::new(&["--memory", "128M", "--cmdline", &quirks], &busybox, &["true"]);
             (0..RUNS).map(|_| qemus(&qemu, &image)).collect()
         }
         None => Err("no QEMU".into()),
@@ -68,6 +70,13 @@ pub fn measure(table: &mut Table) {
         }
         table.push(row);
     }
+}
+
+/// An image doesn't know where it will run; on this host's KVM the kernel needs what `taskvisor run` would tell it.
+fn quirks() -> String {
+    let doctor = Run::new(taskvisor()).arg("doctor").run().text();
+    let quirks = doctor.lines().find_map(|line| line.strip_prefix("quirks ")).map(str::trim).unwrap_or_default();
+    if quirks.is_empty() { String::new() } else { format!("quirks={quirks}") }
 }
 
 fn median(launches: &[Launch], field: fn(&Launch) -> f64) -> f64 {
