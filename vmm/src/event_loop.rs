@@ -179,15 +179,15 @@ impl Dispatcher {
 
     fn on_outcome(&mut self) -> Option<End> {
         let _ = self.hub.outcome_evt.read();
-        self.hub.outcomes.try_iter().find_map(|outcome| match outcome {
-            Outcome::Failed(failure) => Some(End::Failed(failure)),
-            Outcome::Stopped => Some(End::VcpusGone),
+        self.hub.outcomes.try_recv().ok().map(|outcome| match outcome {
+            Outcome::Failed(failure) => End::Failed(failure),
+            Outcome::Stopped => End::VcpusGone,
         })
     }
 
     fn on_signals(&mut self) -> Option<End> {
         let mut end = None;
-        while let Some(signal) = self.hub.signals.next() {
+        while let Some(signal) = self.hub.signals.take() {
             if signal == libc::SIGWINCH {
                 self.hub.console.on_resize();
             } else {

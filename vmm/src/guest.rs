@@ -255,7 +255,7 @@ impl KernelKeys<'_> {
 }
 
 /// Whether a command line sets this key.
-pub fn sets(cmdline: &str, key: &str) -> bool {
+fn sets(cmdline: &str, key: &str) -> bool {
     cmdline.split_ascii_whitespace().any(|word| word.split('=').next() == Some(key))
 }
 

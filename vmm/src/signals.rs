@@ -48,7 +48,7 @@ impl SignalFd {
     }
 
     /// The next signal that waits.
-    pub fn next(&mut self) -> Option<libc::c_int> {
+    pub fn take(&mut self) -> Option<libc::c_int> {
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
         match self.file.read(&mut info) {
             // ssi_signo is the first field (signalfd(2)).

@@ -6,6 +6,8 @@
 
 pub mod build;
 pub mod parse;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};

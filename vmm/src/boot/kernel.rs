@@ -11,9 +11,9 @@ use linux_loader::bootparam::setup_header;
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
-use object::elf::{FileHeader64, PT_NOTE};
-use object::read::elf::{FileHeader, ProgramHeader};
-use object::{LittleEndian, Object, ObjectSymbol, ReadCache, ReadRef};
+use object::elf::{FileHeader64, PT_LOAD, PT_NOTE};
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
+use object::{LittleEndian, Object, ObjectSymbol, ReadCache, ReadRef, SymbolKind};
 use vm_memory::GuestAddress;
 
 use crate::memory::{HIGH_RAM_START, Ram, low_end};
@@ -313,17 +313,36 @@ fn examine_elf<'data, R: ReadRef<'data>>(path: impl Fn() -> PathBuf, data: R) ->
     Ok((Format::PvhElf { entry }, ours))
 }
 
+/// Looks `address` up; before paging is on it is a physical one, which the segments translate.
 fn symbol_in<'data, R: ReadRef<'data>>(data: R, address: u64) -> Option<(String, u64)> {
-    let file = object::read::elf::ElfFile64::<LittleEndian, R>::parse(data).ok()?;
+    let file = ElfFile64::<LittleEndian, R>::parse(data).ok()?;
+    nearest(&file, address).or_else(|| nearest(&file, physical_to_virtual(&file, address)?))
+}
+
+fn nearest<'data, R: ReadRef<'data>>(file: &ElfFile64<'data, LittleEndian, R>, address: u64) -> Option<(String, u64)> {
+    // Labels of assembly have no type.
+    let is_code = |kind| matches!(kind, SymbolKind::Text | SymbolKind::Unknown);
     let best = file
         .symbols()
-        .filter(|s| s.address() <= address && s.kind() == object::SymbolKind::Text && !s.is_undefined())
-        .max_by_key(|s| s.address())?;
+        .filter(|s| s.address() <= address && is_code(s.kind()) && s.section_index().is_some())
+        .max_by_key(|s| (s.address(), s.kind() == SymbolKind::Text))?;
     let offset = address - best.address();
-    // A symbol with a size ends there; one without (assembly) is believed for a page.
-    if offset >= best.size().max(0x1000) {
+    // A symbol with a size ends there; one without is believed for a page.
+    if offset >= if best.size() == 0 { 0x1000 } else { best.size() } {
         return None;
     }
-    let name = best.name().ok()?;
+    let name = best.name().ok().filter(|name| !name.is_empty())?;
     Some((format!("{:#}", rustc_demangle::demangle(name)), offset))
+}
+
+fn physical_to_virtual<'data, R: ReadRef<'data>>(
+    file: &ElfFile64<'data, LittleEndian, R>,
+    address: u64,
+) -> Option<u64> {
+    let endian = LittleEndian;
+    file.elf_program_headers().iter().find_map(|segment| {
+        let offset = address.checked_sub(segment.p_paddr(endian))?;
+        let inside = segment.p_type(endian) == PT_LOAD && offset < segment.p_memsz(endian);
+        inside.then(|| segment.p_vaddr(endian).checked_add(offset)).flatten()
+    })
 }

@@ -332,7 +332,9 @@ mod tests {
             run.__bindgen_anon_1.internal.suberror = SUBERROR_EMULATION;
             run.__bindgen_anon_1.internal.ndata = 3;
             // 3 bytes: f3 0f b8 (popcnt).
-            run.__bindgen_anon_1.internal.data = [1, 0x00b8_0ff3_03, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            run.__bindgen_anon_1.internal.data = [0; 16];
+            run.__bindgen_anon_1.internal.data[0] = 1;
+            run.__bindgen_anon_1.internal.data[1] = u64::from_le_bytes([3, 0xf3, 0x0f, 0xb8, 0, 0, 0, 0]);
         };
         with(fill, Ok(()), |exit| {
             assert_eq!(exit, Exit::Fatal(Fatal::Emulation { bytes: vec![0xf3, 0x0f, 0xb8] }));

@@ -143,7 +143,7 @@ impl Devices {
                 Drained::Complete => return,
                 Drained::GaveUp { bytes } => {
                     // A new window size is no reason to give up.
-                    if signals.next() == Some(libc::SIGWINCH) {
+                    if signals.take() == Some(libc::SIGWINCH) {
                         continue;
                     }
                     log::debug!("{bytes} bytes of the programs' output were not written");

@@ -36,7 +36,7 @@ use crate::console::output::OutputError;
 use crate::console::terminal::RawMode;
 use crate::end::End;
 use crate::event_loop::{self, Hub, LoopError};
-use crate::guest::{Guest, sets};
+use crate::guest::Guest;
 use crate::host::Quirks;
 use crate::launch::kernel_cmdline;
 use crate::memory::{self, MemoryError, PAGE_SIZE, Ram};
@@ -176,7 +176,7 @@ impl Vm {
         let topology = Topology { vcpus: options.vcpus };
         // The probe is a guest of its own and takes some milliseconds, most of them in its vCPU: beside the rest.
         let (fd, ram, vcpus, mut cpuid, quirks) = thread::scope(|scope| {
-            let probe = scope.spawn(|| quirks(&kvm, &guest));
+            let probe = scope.spawn(|| probe(&kvm));
             let cpuid = Template::new(&kvm, topology)?;
             let (fd, ram, vcpus) = make_machine(&kvm, &guest, &options, topology, cpuid.address_bits())?;
             Ok::<_, VmError>((fd, ram, vcpus, cpuid, probe.join().unwrap_or_default()))
@@ -187,7 +187,10 @@ impl Vm {
         let built = devices::build(&fd, &ram, &options, guest.serial_console)?;
         milestones.note("machine_made");
 
-        let cmdline = kernel_cmdline(&guest, &options, &quirks);
+        if quirks.slow_ring0 && !guest.is_ours() {
+            cpuid.hide_from_interpreted_ring0();
+        }
+        let cmdline = kernel_cmdline(&guest, &options, &quirks.to_string());
         let (entry, boot_data) = load(&guest, &cmdline, &ram, topology, &built.virtio)?;
         for (id, vcpu) in (0u32..).zip(&vcpus) {
             let start = (id == 0).then_some(Start { entry: &entry, boot_data });
@@ -290,14 +293,11 @@ fn make_machine(
     Ok((fd, ram, vcpus))
 }
 
-/// What this host's KVM does differently, as our kernel wants to hear it; found by trying, unless the user says it.
-fn quirks(kvm: &Kvm, guest: &Guest) -> String {
-    if !guest.is_ours() || sets(&guest.user_cmdline, "quirks") {
-        return String::new();
-    }
-    Quirks::probe_fast(kvm).map(|quirks| quirks.to_string()).unwrap_or_else(|error| {
+/// What this host's KVM does differently, found by trying.
+fn probe(kvm: &Kvm) -> Quirks {
+    Quirks::probe_fast(kvm).unwrap_or_else(|error| {
         log::warn!("can't find out how this host's KVM differs, taken as ordinary: {error}");
-        String::new()
+        Quirks::default()
     })
 }
 
