@@ -93,14 +93,17 @@ impl Output {
 
     /// Waits until a write of [`CHUNK`] bytes won't wait, or the VM ends.
     fn wait(&self) -> io::Result<()> {
+        let mut grace = GRACE;
         loop {
             let stop = self.stop.is_set();
             let mut poll = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
             // SAFETY: one valid pollfd.
-            match unsafe { libc::poll(&mut poll, 1, if stop { GRACE } else { -1 }) } {
+            match unsafe { libc::poll(&mut poll, 1, if stop { grace } else { -1 }) } {
                 0 => return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads, and the VM ends")),
-                // A kick: look at the flag again.
-                n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+                // A kick: look at the flag again. Kicks go on until the thread ends, so they must not renew the wait.
+                n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {
+                    grace = if stop { 0 } else { GRACE };
+                }
                 // Ready, or in a state that the write will report.
                 _ => return Ok(()),
             }

@@ -332,9 +332,10 @@ mod tests {
             run.__bindgen_anon_1.internal.suberror = SUBERROR_EMULATION;
             run.__bindgen_anon_1.internal.ndata = 3;
             // 3 bytes: f3 0f b8 (popcnt).
-            run.__bindgen_anon_1.internal.data = [0; 16];
-            run.__bindgen_anon_1.internal.data[0] = 1;
-            run.__bindgen_anon_1.internal.data[1] = u64::from_le_bytes([3, 0xf3, 0x0f, 0xb8, 0, 0, 0, 0]);
+            let mut data = [0; 16];
+            data[0] = 1;
+            data[1] = u64::from_le_bytes([3, 0xf3, 0x0f, 0xb8, 0, 0, 0, 0]);
+            run.__bindgen_anon_1.internal.data = data;
         };
         with(fill, Ok(()), |exit| {
             assert_eq!(exit, Exit::Fatal(Fatal::Emulation { bytes: vec![0xf3, 0x0f, 0xb8] }));
