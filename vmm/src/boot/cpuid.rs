@@ -22,20 +22,8 @@ const HYPERVISOR_TIMING: u32 = 0x4000_0010;
 /// KVM's local APIC timer counts nanoseconds (Linux, arch/x86/kvm/lapic.h: APIC_BUS_CYCLE_NS_DEFAULT = 1).
 pub const APIC_BUS_KHZ: u32 = 1_000_000;
 
-/// Features whose instructions KVM's emulator refuses (measured: `taskvisor doctor`, "ring 0 instructions"), and those
-/// that stand on them. Leaf 1 ECX: FMA, CMPXCHG16B, SSE4.2 (CRC32), POPCNT, XSAVE, OSXSAVE, AVX, F16C.
-const REFUSED_1_ECX: u32 = 1 << 12 | 1 << 13 | 1 << 20 | 1 << 23 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29;
-/// Leaf 7 EBX: FSGSBASE, BMI1, AVX2, BMI2, INVPCID, all AVX-512, ADX, SMAP.
-const REFUSED_7_EBX: u32 =
-    1 << 0 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 10 | 0b11 << 16 | 1 << 19 | 1 << 20 | 1 << 21 | 0b111 << 26 | 0b11 << 30;
-/// Leaf 7 ECX: AVX-512 VBMI and VBMI2, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID.
-const REFUSED_7_ECX: u32 = 1 << 1 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
-/// Leaf 0x80000001 ECX: LZCNT.
-const REFUSED_EXTENDED_ECX: u32 = 1 << 5;
-/// Leaf 0x80000001 EDX: RDTSCP.
-const REFUSED_EXTENDED_EDX: u32 = 1 << 27;
-/// XSAVE areas.
-const XSAVE_LEAF: u32 = 0xd;
+/// Leaf 1 ECX bit 13: CMPXCHG16B.
+const CMPXCHG16B: u32 = 1 << 13;
 
 /// Leaf 0xB level types (Intel SDM vol. 2A, table 3-8).
 const LEVEL_SMT: u32 = 1;
@@ -119,25 +107,13 @@ impl Template {
         });
     }
 
-    /// Hides what KVM's instruction emulator refuses, for foreign kernels on a host that interprets ring 0: those that
-    /// choose their instructions by CPUID then get further. (Programs in ring 3 are not meant, and lose nothing that
-    /// their kernel could have saved for them.)
-    pub fn hide_from_interpreted_ring0(&mut self) {
-        for entry in &mut self.entries {
-            match (entry.function, entry.index) {
-                (1, _) => entry.ecx &= !REFUSED_1_ECX,
-                (7, 0) => {
-                    entry.ebx &= !REFUSED_7_EBX;
-                    entry.ecx &= !REFUSED_7_ECX;
-                }
-                (0x8000_0001, _) => {
-                    entry.ecx &= !REFUSED_EXTENDED_ECX;
-                    entry.edx &= !REFUSED_EXTENDED_EDX;
-                }
-                _ => {}
-            }
+    /// Hides CMPXCHG16B, for foreign kernels on a host that interprets ring 0 and refuses it there (`taskvisor doctor`):
+    /// Linux' allocator uses it as soon as CPUID offers it. It is the only such instruction that KVM lists as supported;
+    /// of the others, ring 0 sees the host's own bits there, whatever is set.
+    pub fn hide_cmpxchg16b(&mut self) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.function == 1) {
+            entry.ecx &= !CMPXCHG16B;
         }
-        self.entries.retain(|entry| entry.function != XSAVE_LEAF);
     }
 
     /// The table for one vCPU.

@@ -188,7 +188,7 @@ impl Vm {
         milestones.note("machine_made");
 
         if quirks.slow_ring0 && !guest.is_ours() {
-            cpuid.hide_from_interpreted_ring0();
+            cpuid.hide_cmpxchg16b();
         }
         let cmdline = kernel_cmdline(&guest, &options, &quirks.to_string());
         let (entry, boot_data) = load(&guest, &cmdline, &ram, topology, &built.virtio)?;
