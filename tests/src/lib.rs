@@ -6,6 +6,7 @@
 
 pub mod guest;
 pub mod prereq;
+pub mod pty;
 pub mod qemu;
 pub mod run;
 pub mod selftest;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -91,33 +91,61 @@ impl Run {
         let mut input = child.stdin.take().expect("piped");
         let bytes = self.stdin;
         // A program that stops reading early closes the pipe: its right.
-        let writer = thread::spawn(move || drop(input.write_all(&bytes)));
+        thread::spawn(move || drop(input.write_all(&bytes)));
         let stdout = collect(child.stdout.take().expect("piped"));
         let stderr = collect(child.stderr.take().expect("piped"));
 
         let (status, timed_out) = wait(&mut child, start + self.limit);
         let elapsed = start.elapsed();
-        let _ = writer.join();
         Outcome {
             typed,
             status,
             timed_out,
             elapsed,
-            stdout: stdout.recv().unwrap_or_default(),
-            stderr: String::from_utf8_lossy(&stderr.recv().unwrap_or_default()).into_owned(),
+            stdout: stdout.take(),
+            stderr: String::from_utf8_lossy(&stderr.take()).into_owned(),
         }
     }
 }
 
+/// What a stream gave so far, and whether it has ended.
+#[derive(Debug, Default)]
+struct Stream {
+    state: Mutex<(Vec<u8>, bool)>,
+    ended: Condvar,
+}
+
 /// Reads a stream to its end beside everything else, so that no pipe fills up.
-fn collect(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
+fn collect(mut stream: impl Read + Send + 'static) -> Arc<Stream> {
+    let shared = Arc::new(Stream::default());
+    let theirs = Arc::clone(&shared);
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = stream.read_to_end(&mut bytes);
-        let _ = sender.send(bytes);
+        let mut bytes = [0u8; 65536];
+        loop {
+            let size = stream.read(&mut bytes).unwrap_or(0);
+            let mut state = theirs.lock();
+            state.0.extend_from_slice(&bytes[..size]);
+            if size == 0 {
+                state.1 = true;
+                return theirs.ended.notify_all();
+            }
+        }
     });
-    receiver
+    shared
+}
+
+impl Stream {
+    fn lock(&self) -> MutexGuard<'_, (Vec<u8>, bool)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything, once the process has ended. A process that it left behind may hold the stream open: it is not waited for
+    /// for long.
+    fn take(&self) -> Vec<u8> {
+        let waited = self.ended.wait_timeout_while(self.lock(), Duration::from_secs(2), |state| !state.1);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut state.0)
+    }
 }
 
 fn wait(child: &mut Child, deadline: Instant) -> (ExitStatus, bool) {
