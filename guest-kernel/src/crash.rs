@@ -57,7 +57,7 @@ fn begin() {
     }
     let me = cpu::this();
     for c in cpu::all().filter(|c| c.id != me.id) {
-        apic::send_ipi(c.apic_id, vector::IPI_STOP);
+        apic::send_ipi(c.apic_id(), vector::IPI_STOP);
     }
 }
 

@@ -81,7 +81,9 @@ pub fn line(level: Level, args: fmt::Arguments<'_>) {
 /// Writes a line to the reports port: `--strace`, `--stats`.
 pub fn report(args: fmt::Arguments<'_>) {
     let _lock = PORT.lock();
-    let _ = writeln!(Port(uart::COM2), "{args}");
+    // Some machines (QEMU's microvm) have one UART only.
+    let port = if uart::present(uart::COM2) { uart::COM2 } else { uart::COM1 };
+    let _ = writeln!(Port(port), "{args}");
 }
 
 /// Writes raw bytes to the log UART: the programs' output where no virtio console exists.

@@ -6,7 +6,7 @@
 
 use super::descriptors::vector;
 use super::features::{Features, has};
-use super::instr::{rdmsr, rdtsc, wrmsr};
+use super::instr::{cpuid, rdmsr, rdtsc, wrmsr};
 use crate::mm::PhysAddr;
 use crate::sync::IrqGuard;
 use crate::time;
@@ -15,7 +15,6 @@ const IA32_APIC_BASE: u32 = 0x1b;
 const APIC_BASE_ENABLE: u64 = 1 << 11;
 const APIC_BASE_X2APIC: u64 = 1 << 10;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
-const ID: u32 = 0x802;
 const EOI: u32 = 0x80b;
 const SPURIOUS: u32 = 0x80f;
 const ICR: u32 = 0x830;
@@ -89,10 +88,9 @@ pub fn init_this_cpu() {
     write(LVT_TIMER, u64::from(vector::TIMER) | mode);
 }
 
-/// This CPU's APIC id.
-pub fn id() -> u32 {
-    let id = read(ID) as u32;
-    if has(Features::X2APIC) { id } else { id >> 24 }
+/// This CPU's APIC id, before its APIC is on: CPUID 0xb EDX where it exists, else 1 EBX. SDM vol. 2A, CPUID.
+pub fn initial_id() -> u32 {
+    if cpuid(0, 0).0 >= 0xb && cpuid(0xb, 0).1 != 0 { cpuid(0xb, 0).3 } else { cpuid(1, 0).1 >> 24 }
 }
 
 /// Ends the interrupt in service.

@@ -19,7 +19,7 @@ static QUEUE: WaitQueue = WaitQueue::new();
 /// Turns reception on.
 pub fn init() {
     if uart::present(uart::COM1) {
-        ioapic::enable(uart::COM1_GSI, cpu::this().apic_id);
+        ioapic::enable(uart::COM1_GSI, cpu::this().apic_id());
         uart::enable_receive_interrupt(uart::COM1);
     }
 }

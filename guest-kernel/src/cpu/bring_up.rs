@@ -3,7 +3,6 @@
 //! All are started at once, each taking a ticket for its stack; the boot CPU waits for them with a bound. Invariant: a CPU is
 //! in the table (`cpu::get`) only when it is ready for IPIs.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -146,12 +145,12 @@ unsafe fn enter(task: &'static Task, then: extern "C" fn() -> !) -> ! {
 pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
     let mut pending = Vec::new();
     let mut stacks = Vec::new();
-    let me = super::this().apic_id;
+    let me = super::this().apic_id();
     for &apic_id in apic_ids.iter().filter(|id| **id != me) {
         let cpu = super::allocate(CpuId(1 + pending.len() as u32), apic_id);
         let idle = prepare(cpu)?;
-        // Until it loads its own root the CPU runs on the boot root, which knows the stack's frames by the direct map.
-        stacks.push(idle.block.stack_top_direct());
+        // Which CPU takes which ticket is chance, so none can start on its own stack; it moves there as soon as it knows itself.
+        stacks.push(frame::alloc()?.to_virt() + PAGE_SIZE);
         pending.push(Pending { cpu, idle });
     }
     let count = pending.len() as u32;
@@ -163,7 +162,7 @@ pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
     unsafe {
         let len = &raw const ap_trampoline_end as usize - &raw const ap_trampoline as usize;
         instr::copy_quads(PhysAddr(TRAMPOLINE_PHYS).as_ptr(), (&raw const ap_trampoline).cast(), len.div_ceil(8));
-        ap_stacks = Box::leak(stacks.into_boxed_slice()).as_ptr();
+        ap_stacks = stacks.as_ptr();
         ap_stack_count = count;
     }
     core::sync::atomic::fence(Ordering::SeqCst);
@@ -186,19 +185,26 @@ pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
             }
         }
         if waited > PATIENCE.0 {
+            // A late one would find its memory reused: it may have the stacks, and is not counted.
             crate::error!("only {} of {count} further CPUs came up", UP.load(Ordering::Acquire));
-            break;
+            core::mem::forget(stacks);
+            super::set_count(1 + count);
+            return Ok(());
         }
         core::hint::spin_loop();
     }
-    super::set_count(1 + UP.load(Ordering::Acquire));
+    super::set_count(1 + count);
+    for top in stacks {
+        frame::put(PhysAddr::from_direct(top - PAGE_SIZE));
+    }
     Ok(())
 }
 
-/// First Rust code of an application processor: `ticket` numbers them from 0.
+/// First Rust code of an application processor, on a stack that it leaves for good.
 #[unsafe(no_mangle)]
-extern "C" fn ap_main(ticket: u32) -> ! {
-    let Some(p) = PENDING.get().and_then(|p| p.get(ticket as usize)) else { instr::halt_forever() };
+extern "C" fn ap_main() -> ! {
+    let id = apic::initial_id();
+    let Some(p) = PENDING.get().and_then(|p| p.iter().find(|p| p.cpu.apic_id() == id)) else { instr::halt_forever() };
     /// The rest, on the idle task's own stack and root.
     extern "C" fn go_on() -> ! {
         let me = super::this();

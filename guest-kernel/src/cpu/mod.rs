@@ -60,7 +60,7 @@ pub struct Cpu {
     /// Index in the CPU table.
     pub id: CpuId,
     /// Address for IPIs.
-    pub apic_id: u32,
+    apic_id: AtomicU32,
     /// Halted, awake, or not to halt.
     pub sleep: SleepState,
     /// Ready tasks. Guards the queue only.
@@ -125,7 +125,7 @@ impl Cpu {
             current: AtomicPtr::new(core::ptr::null_mut()),
             need_resched: AtomicBool::new(false),
             id,
-            apic_id,
+            apic_id: AtomicU32::new(apic_id),
             sleep: SleepState::new(),
             run_queue: SpinLock::new(RunQueue::new()),
             nr_running: AtomicU32::new(0),
@@ -177,6 +177,13 @@ impl Cpu {
         unsafe { (*self.tss.get()).set_rsp0(top) };
     }
 
+    /// Address for IPIs.
+    #[inline(always)]
+    pub fn apic_id(&self) -> u32 {
+        // Relaxed: written before the CPU is published.
+        self.apic_id.load(Ordering::Relaxed)
+    }
+
     /// Whether an excursion into the ring-3 engine is under way here.
     pub fn in_excursion(&self) -> bool {
         // SAFETY: written by this CPU's assembly; a volatile read sees the present value.
@@ -208,6 +215,7 @@ pub fn current_task() -> *mut Task {
 /// # Safety
 /// Once, on the boot CPU.
 pub unsafe fn init_boot() {
+    BOOT.apic_id.store(crate::arch::apic::initial_id(), Ordering::Relaxed);
     // SAFETY: GS is not used yet.
     unsafe { install(&BOOT) };
 }

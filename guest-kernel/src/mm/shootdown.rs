@@ -106,7 +106,7 @@ fn flush_space(space: &AddressSpace, page: Option<u64>) {
     };
     for c in cpu::all().filter(|c| lagging(c)) {
         cpu::this().stats.shootdown_ipis.fetch_add(1, Ordering::Relaxed);
-        apic::send_ipi(c.apic_id, crate::arch::descriptors::vector::IPI_SHOOTDOWN);
+        apic::send_ipi(c.apic_id(), crate::arch::descriptors::vector::IPI_SHOOTDOWN);
     }
     for c in cpu::all() {
         while lagging(c) {

@@ -20,7 +20,7 @@ use vcpu_sched::ids::{CpuId, Nanos};
 use vcpu_sched::placement::{self, CpuView, Placement};
 use vcpu_sched::policy::round_robin::RoundRobin;
 use vcpu_sched::policy::{EnqueueReason, Policy, PutReason};
-use vcpu_sched::task::state::{Action, Event};
+use vcpu_sched::task::state::{Action, Event, State};
 
 use crate::arch::{apic, descriptors::vector, fpu, instr, switch};
 use crate::cpu::{self, Cpu};
@@ -119,7 +119,7 @@ fn enqueue_on(target: CpuId, task: TaskRef, why: EnqueueReason) {
     let first = {
         let mut rq = cpu.run_queue.lock();
         let first = rq.is_empty();
-        rq.enqueue(task, why, Nanos(0));
+        rq.enqueue(task, why, time::now());
         first
     };
     cpu.nr_running.fetch_add(1, Ordering::Relaxed);
@@ -131,7 +131,7 @@ fn enqueue_on(target: CpuId, task: TaskRef, why: EnqueueReason) {
     // a tick until then.
     let asleep = cpu.sleep.kick();
     if asleep || first {
-        apic::send_ipi(cpu.apic_id, vector::IPI_RESCHEDULE);
+        apic::send_ipi(cpu.apic_id(), vector::IPI_RESCHEDULE);
     }
 }
 
@@ -210,79 +210,57 @@ fn reschedule(event: Event) {
     me.need_resched.store(false, Ordering::Relaxed);
     // SAFETY: the scheduler owns a reference for the running task.
     let prev: &Task = unsafe { &*me.current.load(Ordering::Relaxed) };
-    let idle = me.idle.load(Ordering::Relaxed);
-    let now = instr::rdtsc();
-    let ran = now.wrapping_sub(me.picked_at.load(Ordering::Relaxed));
+    let idle: *const Task = me.idle.load(Ordering::Relaxed);
+    let tsc = instr::rdtsc();
+    let now = time::at_tsc(tsc);
+    let ran = tsc.wrapping_sub(me.picked_at.load(Ordering::Relaxed));
     prev.stats.run_ticks.fetch_add(ran, Ordering::Relaxed);
 
     let was_idle = core::ptr::eq(prev, idle);
     let mut rq = me.run_queue.lock();
     if !was_idle {
-        let prev_ref = || {
-            // SAFETY: `prev` lives in an Arc whose count the scheduler holds.
-            unsafe {
-                Arc::increment_strong_count(prev);
-                TaskRef(Arc::from_raw(prev))
-            }
-        };
-        match prev.state.apply(event) {
-            Ok(Action::Enqueue) => {
-                let (put, why) = match event {
-                    Event::Preempt => (PutReason::Preempted, EnqueueReason::Preempted),
-                    _ => (PutReason::Yield, EnqueueReason::Yield),
-                };
-                let r = prev_ref();
-                rq.put_prev(&r, Nanos(0), put);
-                if prev.allowed_on(me.id) {
-                    rq.enqueue(r, why, Nanos(0));
-                } else {
-                    // It may not stay here: its successor sends it on.
-                    FORWARD[me.id.0 as usize].store(true, Ordering::Relaxed);
-                    me.nr_running.fetch_sub(1, Ordering::Relaxed);
-                }
-                let counter = if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary };
-                counter.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(Action::Nothing) => {
-                prev.stats.voluntary.fetch_add(1, Ordering::Relaxed);
-                me.nr_running.fetch_sub(1, Ordering::Relaxed);
-            }
-            Ok(Action::Reap) => {
-                me.nr_running.fetch_sub(1, Ordering::Relaxed);
-            }
-            Err(e) => panic!("task {}: {e}", prev.id),
-        }
+        put_prev(me, prev, &mut rq, event, time::ticks_to_nanos(ran), now);
     }
-
     let next = loop {
-        match rq.pick_next(Nanos(0)) {
-            None => break None,
-            // Only the task that is being left can still be on its stack here, and `FORWARD` deals with that one.
-            Some(t) if t.allowed_on(me.id) => break Some(t),
-            Some(t) => {
-                me.nr_running.fetch_sub(1, Ordering::Relaxed);
-                drop(rq); // one run-queue lock at a time
-                fpu::flush_live(me, &t);
-                place(t, EnqueueReason::Migrate);
-                rq = me.run_queue.lock();
+        let Some(t) = rq.pick_next(now) else {
+            drop(rq);
+            let stole = steal(me, now);
+            rq = me.run_queue.lock();
+            // Something may also have come by itself while the lock was open.
+            if stole || !rq.is_empty() {
+                continue;
             }
+            break None;
+        };
+        if t.allowed_on(me.id) {
+            break Some(t);
         }
+        me.nr_running.fetch_sub(1, Ordering::Relaxed);
+        if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
+            // Woken while it was leaving, and not to stay here: its successor sends it on. (`prev` is kept alive by the
+            // reference that it runs on.)
+            FORWARD[me.id.0 as usize].store(true, Ordering::Relaxed);
+            continue;
+        }
+        drop(rq); // one run-queue lock at a time
+        fpu::flush_live(me, &t);
+        place(t, EnqueueReason::Migrate);
+        rq = me.run_queue.lock();
     };
     let has_competitor = !rq.is_empty();
     drop(rq);
-    let next = next.or_else(|| steal(me));
     let next: *const Task = match next {
         Some(t) => {
             if t.state.apply(Event::Pick).is_err() {
-                panic!("task {} picked while {:?}", t.id, t.state.load());
+                panic!("task {} picked while {:?}", t.id.0, t.state.load());
             }
             Arc::into_raw(t.0)
         }
         None => idle,
     };
-    me.picked_at.store(now, Ordering::Relaxed);
+    me.picked_at.store(tsc, Ordering::Relaxed);
     if has_competitor && !core::ptr::eq(next, idle) {
-        me.timers.arm_slice(now.wrapping_add(slice_ticks()));
+        me.timers.arm_slice(tsc.wrapping_add(slice_ticks()));
     }
     if core::ptr::eq(next, prev) {
         if !was_idle {
@@ -296,21 +274,64 @@ fn reschedule(event: Event) {
     switch_to(me, prev, unsafe { &*next });
 }
 
-/// Takes a task from the CPU with the most, for this one that has none. Interrupts are off.
-fn steal(me: &Cpu) -> Option<TaskRef> {
+/// Tells the state table and the policy what becomes of the task that is being left.
+fn put_prev(me: &Cpu, prev: &Task, rq: &mut RunQueue, event: Event, ran: Nanos, now: Nanos) {
+    // SAFETY: `prev` lives in an Arc whose count the scheduler holds.
+    let prev_ref = unsafe {
+        Arc::increment_strong_count(prev);
+        TaskRef(Arc::from_raw(prev))
+    };
+    let wanted_to_block = prev.state.load() == State::Blocking;
+    let action = prev.state.apply(event);
+    match action {
+        Ok(Action::Enqueue) => {
+            // A block that a wake-up overtook is no yield: the task asked for nothing and must not be made to pay.
+            let yields = event == Event::Deschedule && !wanted_to_block;
+            let (put, why) =
+                if yields { (PutReason::Yield, EnqueueReason::Yield) } else { (PutReason::Preempted, EnqueueReason::Preempted) };
+            let counter = if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if prev.allowed_on(me.id) {
+                rq.put_prev(&prev_ref, ran, put);
+                rq.enqueue(prev_ref, why, now);
+            } else {
+                // It may not stay here: its successor sends it on.
+                rq.put_prev(&prev_ref, ran, PutReason::Migrate);
+                FORWARD[me.id.0 as usize].store(true, Ordering::Relaxed);
+                me.nr_running.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        Ok(Action::Nothing) => {
+            rq.put_prev(&prev_ref, ran, PutReason::Block);
+            prev.stats.voluntary.fetch_add(1, Ordering::Relaxed);
+            me.nr_running.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(Action::Reap) => {
+            rq.put_prev(&prev_ref, ran, PutReason::Exit);
+            me.nr_running.fetch_sub(1, Ordering::Relaxed);
+        }
+        Err(e) => panic!("task {}: {e}", prev.id.0),
+    }
+}
+
+/// Takes a task from the CPU with the most into this CPU's queue, which is empty. Interrupts are off.
+fn steal(me: &Cpu, now: Nanos) -> bool {
     if cpu::count() == 1 {
-        return None;
+        return false;
     }
     let busiest = cpu::all()
         .filter(|c| c.id != me.id && c.nr_running.load(Ordering::Relaxed) > 1)
-        .max_by_key(|c| c.nr_running.load(Ordering::Relaxed))?;
+        .max_by_key(|c| c.nr_running.load(Ordering::Relaxed));
+    let Some(busiest) = busiest else { return false };
     let stolen = busiest.run_queue.lock().steal(|t| {
         // Acquire: see `place`.
         t.allowed_on(me.id) && !t.on_cpu.load(Ordering::Acquire) && t.fpu_live.load(Ordering::Acquire) == fpu::NOT_LIVE
-    })?;
+    });
+    let Some(stolen) = stolen else { return false };
     busiest.nr_running.fetch_sub(1, Ordering::Relaxed);
     me.nr_running.fetch_add(1, Ordering::Relaxed);
-    Some(stolen)
+    me.run_queue.lock().enqueue(stolen, EnqueueReason::Migrate, now);
+    true
 }
 
 /// Loads a thread pointer if another one is loaded. Interrupts are off.
@@ -393,7 +414,7 @@ pub fn set_affinity(task: &Arc<Task>, mask: &CpuMask) {
             c.need_resched.store(true, Ordering::Release);
         }
         let _ = c.sleep.kick();
-        apic::send_ipi(c.apic_id, vector::IPI_RESCHEDULE);
+        apic::send_ipi(c.apic_id(), vector::IPI_RESCHEDULE);
     }
 }
 
@@ -402,7 +423,7 @@ pub fn nudge(task: &Task) {
     let me = cpu::this();
     if let Some(c) = cpu::get(CpuId(task.cpu.load(Ordering::Relaxed))) {
         if c.id != me.id && core::ptr::eq(c.current.load(Ordering::Relaxed), task) {
-            apic::send_ipi(c.apic_id, vector::IPI_RESCHEDULE);
+            apic::send_ipi(c.apic_id(), vector::IPI_RESCHEDULE);
         }
     }
 }

@@ -69,6 +69,12 @@ pub fn now() -> Nanos {
     CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(rdtsc().wrapping_sub(c.boot_tsc)))
 }
 
+/// Monotonic time at a TSC reading of this machine.
+#[inline]
+pub fn at_tsc(tsc: u64) -> Nanos {
+    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(tsc.wrapping_sub(c.boot_tsc)))
+}
+
 /// TSC reading at which the monotonic clock shows `at`.
 #[inline]
 pub fn tsc_at(at: Nanos) -> u64 {

@@ -1,6 +1,8 @@
 //! The receive queue: standard input.
 
 use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::mmio::{DeviceError, Registers};
@@ -26,7 +28,7 @@ struct Received {
 struct State {
     queue: Queue,
     /// Base of the buffer by descriptor.
-    posted: [PhysAddr; super::queue::SIZE as usize],
+    posted: Vec<PhysAddr>,
     received: VecDeque<Received>,
     buffers: usize,
 }
@@ -48,7 +50,7 @@ impl Input {
         Self {
             state: SpinLock::new(State {
                 queue,
-                posted: [PhysAddr(0); super::queue::SIZE as usize],
+                posted: vec![PhysAddr(0); usize::from(super::queue::SIZE)],
                 received: VecDeque::with_capacity(BUFFERS),
                 buffers: 0,
             }),

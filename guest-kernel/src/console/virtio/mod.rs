@@ -84,7 +84,7 @@ pub fn init() {
         match Console::new(registers, gsi) {
             Ok(c) => {
                 CONSOLE.set(c);
-                ioapic::enable(gsi, cpu::this().apic_id);
+                ioapic::enable(gsi, cpu::this().apic_id());
                 if let Some(c) = get() {
                     c.start();
                 }

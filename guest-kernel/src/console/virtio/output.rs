@@ -32,7 +32,7 @@ enum Request {
 
 struct State {
     queue: Queue,
-    requests: [Option<Request>; SIZE as usize],
+    requests: Vec<Option<Request>>,
     free_slots: ArrayVec<u8, SLOTS>,
     slots: PhysAddr,
 }
@@ -55,7 +55,7 @@ impl Output {
         Ok(Self {
             state: SpinLock::new(State {
                 queue,
-                requests: [const { None }; SIZE as usize],
+                requests: (0..SIZE).map(|_| None).collect(),
                 free_slots: (0..SLOTS as u8).collect(),
                 slots: frame::alloc_block(1, false)?,
             }),

@@ -3,6 +3,7 @@
 //! One frame holds all three parts. What the device writes is checked: an index or id out of range is ignored and logged,
 //! never followed. The caller locks.
 
+use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering, fence};
 
@@ -40,7 +41,7 @@ pub struct Queue {
     event_idx: bool,
     free: Vec<u16>,
     /// Length of the chain that starts at each descriptor.
-    chain: [u8; SIZE as usize],
+    chain: Vec<u8>,
     avail: u16,
     notified: u16,
     used: u16,
@@ -56,7 +57,7 @@ impl Queue {
             frame: frame::alloc_zeroed()?,
             event_idx,
             free: (0..SIZE).rev().collect(),
-            chain: [0; SIZE as usize],
+            chain: vec![0; usize::from(SIZE)],
             avail: 0,
             notified: 0,
             used: 0,

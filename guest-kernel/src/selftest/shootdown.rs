@@ -1,0 +1,122 @@
+//! TLB shootdown across CPUs.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{Test, TestResult, check, join, spawn_on, tests};
+use crate::cpu;
+use crate::mm::address_space::AddressSpace;
+use crate::mm::layout::PAGE_SIZE;
+use crate::mm::user;
+use crate::mm::vma::{Backing, Prot};
+use crate::sched;
+use crate::sync::IrqGuard;
+use crate::task::current;
+use crate::time;
+
+pub(super) const TESTS: &[Test] = tests![no_cpu_sees_an_unmapped_page, no_cpu_writes_a_protected_page];
+
+const ADDRESS: u64 = 0x10_0000_0000;
+const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+struct Shared {
+    space: Arc<AddressSpace>,
+    /// Value that the page holds from now on: set after the old page is gone.
+    phase: AtomicU64,
+    stop: AtomicBool,
+    stale: AtomicU64,
+    looks: AtomicU64,
+}
+
+impl Shared {
+    /// Lets the readers see the present page, so that they have it in their TLBs.
+    fn wait_for_looks(&self) -> TestResult {
+        let (looks, end) = (self.looks.load(Ordering::Relaxed), time::now().0 + 10_000_000_000);
+        while cpu::count() > 1 && self.looks.load(Ordering::Relaxed) == looks {
+            check!(time::now().0 < end, "no reader looks");
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
+}
+
+extern "C" fn reader(argument: usize) -> ! {
+    // SAFETY: leaked by the test for this task.
+    let s = unsafe { Arc::from_raw(argument as *const Shared) };
+    current().replace_space(Some(s.space.clone()));
+    while !s.stop.load(Ordering::Relaxed) {
+        let phase = s.phase.load(Ordering::Acquire);
+        // Interrupts off: the look itself brings nothing in, it sees only what this CPU's TLB and the tables say.
+        let seen = {
+            let _irq = IrqGuard::new();
+            user::load_u32(ADDRESS)
+        };
+        match seen {
+            // 0: the new page, before the test wrote to it.
+            Ok(v) if v != 0 && u64::from(v) < phase => {
+                s.stale.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(_) => {
+                s.looks.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(_) => {
+                let _ = user::load_u32(ADDRESS); // brings it in, if it is there
+            }
+        }
+    }
+    current().replace_space(None);
+    drop(s);
+    sched::exit_current()
+}
+
+fn with_readers(f: impl FnOnce(&Shared) -> TestResult) -> TestResult {
+    let space = AddressSpace::new().map_err(|e| alloc::format!("{e:?}"))?;
+    let shared = Arc::new(Shared {
+        space: space.clone(),
+        phase: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        stale: AtomicU64::new(0),
+        looks: AtomicU64::new(0),
+    });
+    current().replace_space(Some(space));
+    let readers: Vec<_> =
+        (1..cpu::count()).map(|i| spawn_on(i, "reader", reader, Arc::into_raw(shared.clone()) as usize)).collect::<Result<_, _>>()?;
+    let result = f(&shared);
+    shared.stop.store(true, Ordering::Relaxed);
+    readers.iter().for_each(join);
+    current().replace_space(None);
+    result?;
+    check!(shared.stale.load(Ordering::Relaxed) == 0, "{} stale looks", shared.stale.load(Ordering::Relaxed));
+    Ok(())
+}
+
+fn no_cpu_sees_an_unmapped_page() -> TestResult {
+    with_readers(|s| {
+        for round in 1..100u64 {
+            check!(s.space.map(ADDRESS, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
+            check!(user::write(ADDRESS, &(round as u32)).is_ok());
+            // From here on an older value could only come from the page that `map` has just replaced.
+            s.phase.store(round, Ordering::Release);
+            s.wait_for_looks()?;
+        }
+        Ok(())
+    })
+}
+
+fn no_cpu_writes_a_protected_page() -> TestResult {
+    with_readers(|s| {
+        check!(s.space.map(ADDRESS, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
+        check!(user::write(ADDRESS, &1u32).is_ok());
+        s.phase.store(1, Ordering::Release);
+        for _ in 0..50 {
+            check!(s.space.protect(ADDRESS, PAGE_SIZE, Prot::READ).is_ok());
+            check!(user::write(ADDRESS, &2u32).is_err());
+            check!(user::load_u32(ADDRESS) == Ok(1));
+            check!(s.space.protect(ADDRESS, PAGE_SIZE, RW).is_ok());
+            check!(user::write(ADDRESS, &1u32).is_ok());
+            s.wait_for_looks()?;
+        }
+        Ok(())
+    })
+}
