@@ -2,6 +2,7 @@
 # Builds the guest kernel exactly as `cargo build` does and prints the path of its ELF file.
 #   resources/build-kernel.sh            the kernel
 #   resources/build-kernel.sh selftest   the kernel that runs its in-guest tests (any list of cargo features)
+#   resources/build-kernel.sh no-default,selftest    the same without the Linux ABI
 # TASKVISOR_GUEST_TARGET_DIR puts the results somewhere else than target/guest.
 set -euo pipefail
 

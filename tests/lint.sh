@@ -17,9 +17,10 @@ cargo clippy --locked --workspace --all-targets -- -D warnings
 # Clippy needs a `core` of its own compiler, and the guest's target may exist for another compiler only. The kernel is no_std
 # and checking doesn't link, so it is checked against the host's `core`.
 step "clippy: guest kernel"
-for features in "" selftest; do
+for features in "" "--features selftest" "--no-default-features --features selftest"; do
+    # shellcheck disable=SC2086 # several words
     cargo clippy --locked --release --manifest-path guest-kernel/Cargo.toml --target-dir "$target/guest/clippy" \
-        --target "$(rustc -vV | sed -n 's/^host: //p')" --features "$features" -- -D warnings
+        --target "$(rustc -vV | sed -n 's/^host: //p')" $features -- -D warnings
 done
 
 step "C: compiler warnings"

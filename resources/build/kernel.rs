@@ -16,7 +16,7 @@ pub struct Request<'a> {
     pub root: &'a Path,
     /// The guest's target directory; each scheme gets a directory in it.
     pub target_dir: &'a Path,
-    /// Cargo features beside the default ones, comma-separated, perhaps none.
+    /// Cargo features beside the default ones, comma-separated, perhaps none; `no-default` leaves out the default ones.
     pub features: &'a str,
     /// Whether the kernel's lock file must already fit.
     pub locked: bool,
@@ -85,8 +85,11 @@ fn cargo(scheme: &Scheme, request: &Request<'_>, dir: &Path, script: &Path) -> C
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
     }
-    if !request.features.is_empty() {
-        command.args(["--features", request.features]);
+    for feature in request.features.split([',', ' ']).filter(|feature| !feature.is_empty()) {
+        match feature {
+            "no-default" => command.arg("--no-default-features"),
+            feature => command.args(["--features", feature]),
+        };
     }
     if request.locked && request.root.join("guest-kernel/Cargo.lock").is_file() {
         command.arg("--locked");

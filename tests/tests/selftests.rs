@@ -10,4 +10,8 @@ on_1_2_and_4_vcpus! {
         let guest = guest.flag("--kernel").flag(selftest::kernel()).flag("--log").flag("stderr");
         guest.run(&program("musl/hello"), [] as [&str; 0]).expect_code(0);
     }
+    fn kernel_tests_without_the_linux_abi(guest: Guest) {
+        let guest = guest.flag("--kernel").flag(selftest::kernel_without_linux()).flag("--log").flag("stderr");
+        guest.run(&program("musl/hello"), [] as [&str; 0]).expect_code(0);
+    }
 }
