@@ -105,6 +105,9 @@ impl Guest {
         };
         let ours = kernel.is_ours();
         let archive = archive(config, ours, term)?;
+        if let (false, Some(program)) = (ours, &config.program) {
+            log::warn!("this kernel isn't Taskvisor's own: whether it starts {} is up to it", program.name);
+        }
         let serial_console = match config.console {
             ConsoleChoice::Auto => !ours,
             ConsoleChoice::Serial => true,

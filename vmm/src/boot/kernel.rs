@@ -128,6 +128,16 @@ pub enum Entry {
     },
 }
 
+impl Entry {
+    /// The archive must lie below this address. Linux says so in its setup header (boot.rst, `initrd_addr_max`).
+    pub fn archive_limit(&self) -> u64 {
+        match self {
+            Entry::Linux64 { header, .. } if header.initrd_addr_max != 0 => u64::from(header.initrd_addr_max) + 1,
+            _ => u64::MAX,
+        }
+    }
+}
+
 impl Kernel {
     /// Opens a kernel file and finds out what it is.
     pub fn open(path: &Path) -> Result<Self, KernelError> {
@@ -345,4 +355,90 @@ fn physical_to_virtual<'data, R: ReadRef<'data>>(
         let inside = segment.p_type(endian) == PT_LOAD && offset < segment.p_memsz(endian);
         inside.then(|| segment.p_vaddr(endian).checked_add(offset)).flatten()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF with one loadable segment and one of notes.
+    fn elf(notes: &[(&[u8], u32, &[u8])]) -> Vec<u8> {
+        let mut file = vec![0; 0x200];
+        file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        file[16..24].copy_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);
+        file[32..40].copy_from_slice(&64u64.to_le_bytes());
+        file[52..60].copy_from_slice(&[64, 0, 56, 0, 2, 0, 64, 0]);
+        let mut bytes = Vec::new();
+        for (name, kind, desc) in notes {
+            for word in [name.len() as u32 + 1, desc.len() as u32, *kind] {
+                bytes.extend(word.to_le_bytes());
+            }
+            for part in [&[name, &b"\0"[..]].concat(), *desc] {
+                bytes.extend(part);
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+            }
+        }
+        for (at, kind, offset, size) in [(64, PT_LOAD, 0u64, 0x200), (120, PT_NOTE, 0x200, bytes.len() as u64)] {
+            file[at..at + 4].copy_from_slice(&kind.to_le_bytes());
+            for (n, value) in [offset, 0x20_0000, 0x10_0000, size, size, 4].into_iter().enumerate() {
+                file[at + 8 + 8 * n..][..8].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        file.extend(bytes);
+        file
+    }
+
+    const PVH: (&[u8], u32, &[u8]) = (b"Xen", XEN_PHYS32_ENTRY, &[0x10, 0, 0x10, 0, 0, 0, 0, 0]);
+
+    fn look(bytes: &[u8]) -> Result<(Format, bool), String> {
+        examine(Path::new("k"), bytes).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn notes_tell_the_entry_and_whose_kernel_it_is() {
+        let entry = Format::PvhElf { entry: 0x10_0010 };
+        assert_eq!(look(&elf(&[PVH])), Ok((entry, false)));
+        assert_eq!(look(&elf(&[(b"GNU", 1, b"x"), PVH, (OUR_NOTE, 1, &[1, 0, 0, 0])])), Ok((entry, true)));
+        assert!(look(&elf(&[])).unwrap_err().contains("no PVH entry"));
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        let with = |at: usize, value: u8| {
+            let mut file = elf(&[PVH]);
+            file[at] = value;
+            look(&file).unwrap_err()
+        };
+        assert!(with(4, 1).contains("32-bit"));
+        assert!(with(18, 183).contains("another CPU"));
+        assert!(look(b"").unwrap_err().contains("is empty"));
+        assert!(look(b"hello\n").unwrap_err().contains("text file"));
+        assert!(look(b"#!/bin/sh\n").unwrap_err().contains("script"));
+        assert!(look(&[1, 2, 3]).unwrap_err().contains("unknown format"));
+    }
+
+    #[test]
+    fn a_kernel_cut_anywhere_is_an_error() {
+        let file = elf(&[PVH]);
+        for len in 0..file.len() {
+            assert!(look(&file[..len]).is_err(), "{len} of {} bytes pass", file.len());
+        }
+    }
+
+    #[test]
+    fn a_bzimage_needs_the_64_bit_entry() {
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        assert!(look(&image).unwrap_err().contains("64-bit entry"));
+        image[0x236] = 1;
+        assert_eq!(look(&image), Ok((Format::BzImage, false)));
+    }
+
+    #[test]
+    fn physical_addresses_are_translated_by_the_segments() {
+        let bytes = elf(&[PVH]);
+        let file = ElfFile64::<LittleEndian, &[u8]>::parse(&bytes).unwrap();
+        assert_eq!(physical_to_virtual(&file, 0x10_0042), Some(0x20_0042));
+        assert_eq!(physical_to_virtual(&file, 0x30_0000), None);
+    }
 }

@@ -32,15 +32,15 @@ pub enum BootError {
     /// The archive and the kernel don't fit into guest memory together.
     #[error(
         "the archive ({archive} bytes) and the kernel (up to address {kernel_end:#x}) don't fit into guest memory, \
-         whose low part ends at {low_end:#x}: give more --memory"
+         of which the kernel can use the part below {limit:#x} for it: give more --memory"
     )]
     NoRoom {
         /// Archive length.
         archive: u64,
         /// End of the loaded kernel.
         kernel_end: u64,
-        /// End of low RAM.
-        low_end: u64,
+        /// End of low RAM, or of what the kernel can reach.
+        limit: u64,
     },
     /// The ACPI tables outgrew their place.
     #[error("{vcpus} vCPUs need more ACPI table space than there is")]

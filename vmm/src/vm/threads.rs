@@ -4,6 +4,7 @@
 //! holds one in a system call for longer than [`SHUTDOWN`].
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -70,8 +71,10 @@ impl Threads {
             };
             let (outcomes, evt) = (shared.outcomes.clone(), shared.outcome_evt.try_clone()?);
             let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
+                // A panic is a defect of ours, which must end the VM and not leave it waiting. (The hook has told it.)
+                let outcome = catch_unwind(AssertUnwindSafe(|| vcpu.run())).unwrap_or(Outcome::Stopped);
                 // The receiver may have gone already, when the VM is being torn down.
-                let _ = outcomes.send(vcpu.run());
+                let _ = outcomes.send(outcome);
                 let _ = evt.write(1);
             })?;
             threads.vcpus.push(VcpuThread { thread, commands, counts });
