@@ -60,6 +60,7 @@ fn kernel_map_protect() -> Result<(), mm::frame::OutOfMemory> {
 /// The rest of boot, as the boot CPU's idle task.
 extern "C" fn second_stage() -> ! {
     let Some(info) = BOOT.get() else { panic!("boot information lost") };
+    arch::fpu::init_this_cpu();
     time::init(boot::cmdline::get("tsc_khz").and_then(|v| v.parse().ok()));
     time::wall::init();
     let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();

@@ -101,7 +101,8 @@ pub fn enable_on_this_cpu() {
         (Features::UMIP, CR4_UMIP),
         (Features::XSAVE, CR4_OSXSAVE),
     ] {
-        if f.contains(feature) {
+        // Where XSAVE is refused in ring 0, the host's own setting holds in ring 3.
+        if f.contains(feature) && !(bit == CR4_OSXSAVE && f.contains(Features::USER_XSAVE)) {
             cr4 |= bit;
         }
     }

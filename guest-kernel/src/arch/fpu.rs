@@ -32,6 +32,8 @@ const FCW_DEFAULT: u16 = 0x037f;
 /// Byte offsets in the legacy region. Intel SDM vol. 1 table 10-2.
 const FCW_OFFSET: usize = 0;
 const MXCSR_OFFSET: usize = 24;
+/// Bytes of the legacy region and the header. Intel SDM vol. 1 13.4.
+const LEGACY_AND_HEADER: u64 = 576;
 /// `Task::fpu_live` of a task whose state is in its area.
 pub const NOT_LIVE: u32 = u32::MAX;
 
@@ -112,26 +114,27 @@ pub fn components() -> u64 {
     COMPONENTS.load(Ordering::Relaxed)
 }
 
-/// Reads the size and turns the components on. Every CPU; the boot CPU first.
+/// Finds the components and the size of an area, and turns the components on. Every CPU, when its ring-3 engine and its
+/// stacks are there; the boot CPU first.
 pub fn init_this_cpu() {
-    if !has(Features::XSAVE) {
-        return;
-    }
-    let (lo, enabled_size, max_size, hi) = cpuid(0xd, 0);
-    let mut want = (u64::from(hi) << 32 | u64::from(lo)) & SUPPORTED;
-    let mut size = u64::from(max_size);
-    if !has(Features::USER_XSAVE) {
+    let (mut want, mut size) = if has(Features::USER_XSAVE) {
+        let (xcr0, size) = ring3::extended_state();
+        (xcr0 & SUPPORTED, u64::from(size))
+    } else if has(Features::XSAVE) {
+        let (lo, _, _, hi) = cpuid(0xd, 0);
+        let want = (u64::from(hi) << 32 | u64::from(lo)) & SUPPORTED;
         // SAFETY: CR4.OSXSAVE is set (`features::enable_on_this_cpu`), and CPUID lists the components.
         unsafe { asm!("xsetbv", in("ecx") 0, in("eax") want as u32, in("edx") (want >> 32) as u32, options(nomem, nostack)) };
-        size = u64::from(cpuid(0xd, 0).1);
-    }
-    if size.max(576) > PAGE_SIZE {
+        (want, u64::from(cpuid(0xd, 0).1))
+    } else {
+        return;
+    };
+    if size > PAGE_SIZE {
         // Components that we don't save may have made the area that large; fall back to what always fits.
         want &= 0b11;
-        size = 576;
+        size = LEGACY_AND_HEADER;
     }
-    let _ = enabled_size;
-    AREA_SIZE.store(size.max(576), Ordering::Relaxed);
+    AREA_SIZE.store(size.max(LEGACY_AND_HEADER), Ordering::Relaxed);
     COMPONENTS.store(want, Ordering::Relaxed);
 }
 

@@ -73,6 +73,20 @@ ring3_move:
     dec r9
     jnz 1b
     int3
+    // rdx: room for u64 XCR0, u32 size of the enabled components, u32 size of all
+    .global ring3_xstate
+ring3_xstate:
+    mov r8, rdx
+    xor ecx, ecx
+    xgetbv
+    mov [r8], eax
+    mov [r8 + 4], edx
+    mov eax, 0xd
+    xor ecx, ecx
+    cpuid
+    mov [r8 + 8], ebx
+    mov [r8 + 12], ecx
+    int3
     .balign 4096
 
     .section .text, "ax", @progbits
@@ -130,6 +144,7 @@ unsafe extern "C" {
     fn ring3_enter(root: u64, stub: u64, args: *const Arguments);
     fn ring3_fpu();
     fn ring3_move();
+    fn ring3_xstate();
 }
 
 /// Whether bulk work is quicker in ring 3 here, and this CPU is ready for it.
@@ -166,6 +181,16 @@ pub fn swap_fpu(save: Option<PhysAddr>, restore: Option<PhysAddr>, components: u
         rdx: components >> 32,
     };
     excursion(ring3_fpu, &args);
+}
+
+/// What ring 3 sees of the extended state: XCR0 and the size of an area in standard format. Where ring 0's CPUID is made up
+/// and XSAVE is refused there, only this is true.
+pub fn extended_state() -> (u64, u32) {
+    let _irq = IrqGuard::new();
+    let out = PhysAddr(cpu::this().ring3_list.load(Ordering::Relaxed));
+    excursion(ring3_xstate, &Arguments { rdi: 0, rsi: 0, r9: 0, rax: 0, rdx: out.0 });
+    // SAFETY: this CPU's frame, just written by the stub; interrupts are off.
+    unsafe { (out.as_ptr::<u64>().read_volatile(), out.as_ptr::<u32>().add(2).read_volatile()) }
 }
 
 /// Carries out transfers.

@@ -27,6 +27,8 @@ pub enum ConsoleError {
     WouldBlock,
     /// The user address is bad, and nothing was transferred.
     Fault,
+    /// The host's side of the stream is closed (EPIPE).
+    Closed,
 }
 
 impl From<Interrupted> for ConsoleError {

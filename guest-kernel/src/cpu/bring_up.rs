@@ -95,12 +95,12 @@ fn init_this_cpu(cpu: &'static Cpu) {
     features::enable_on_this_cpu();
     apic::init_this_cpu();
     trap::init_syscall();
-    fpu::init_this_cpu();
     cpu.picked_at.store(instr::rdtsc(), Ordering::Relaxed);
 }
 
 /// Turns the boot path of the first CPU into its idle task's context. The root must be left only by way of the idle task's
 /// own stack, so the rest of boot runs as `then` on it.
+/// `then` must begin with `fpu::init_this_cpu`, which may need that stack.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -209,6 +209,7 @@ extern "C" fn ap_main() -> ! {
     extern "C" fn go_on() -> ! {
         let me = super::this();
         init_this_cpu(me);
+        fpu::init_this_cpu();
         sched::set_online(me.id);
         UP.fetch_add(1, Ordering::AcqRel);
         sched::idle::run()

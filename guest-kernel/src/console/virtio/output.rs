@@ -35,6 +35,8 @@ struct State {
     requests: Vec<Option<Request>>,
     free_slots: ArrayVec<u8, SLOTS>,
     slots: PhysAddr,
+    /// The host takes no more.
+    closed: bool,
 }
 
 /// One output stream.
@@ -58,6 +60,7 @@ impl Output {
                 requests: (0..SIZE).map(|_| None).collect(),
                 free_slots: (0..SLOTS as u8).collect(),
                 slots: frame::alloc_block(1, false)?,
+                closed: false,
             }),
             order: Mutex::new(()),
             waiters: WaitQueue::new(),
@@ -79,6 +82,9 @@ impl Output {
     /// # Errors
     /// [`ConsoleError`].
     pub fn write_user(&self, registers: &Registers, index: u16, addr: u64, len: usize, nonblock: bool) -> Result<usize, ConsoleError> {
+        if self.is_closed() {
+            return Err(ConsoleError::Closed);
+        }
         if len <= COPY_MAX {
             let mut bytes = [0; COPY_MAX];
             user::read_bytes(&mut bytes[..len], addr).map_err(|_| ConsoleError::Fault)?;
@@ -155,7 +161,7 @@ impl Output {
             s.reap();
             done.load(Ordering::Acquire).then_some(())
         });
-        Ok(taken)
+        if self.state.lock().closed { Err(ConsoleError::Closed) } else { Ok(taken) }
     }
 
     /// Writes kernel bytes; waits for room.
@@ -213,11 +219,18 @@ impl Output {
         self.waiters.wake_all();
     }
 
+    /// Whether the host takes no more; learned from what has come back so far.
+    fn is_closed(&self) -> bool {
+        let mut s = self.state.lock();
+        s.reap();
+        s.closed
+    }
+
     /// Whether a small write would find room.
     pub fn writable(&self) -> bool {
         let mut s = self.state.lock();
         s.reap();
-        let room = !s.free_slots.is_empty() && s.queue.room() > 0;
+        let room = s.closed || (!s.free_slots.is_empty() && s.queue.room() > 0);
         if !room {
             s.queue.want_interrupt(true);
         }
@@ -249,7 +262,9 @@ fn release(request: Option<Request>) {
 impl State {
     /// Takes back what the device is done with.
     fn reap(&mut self) {
-        while let Some((head, _)) = self.queue.take_used() {
+        while let Some((head, len)) = self.queue.take_used() {
+            // docs/abi.md: nothing is ever written into a transmit chain; a length says that the host's side is closed.
+            self.closed |= len != 0;
             match self.requests[usize::from(head)].take() {
                 Some(Request::Pages(frames, done)) => {
                     frames.into_iter().for_each(frame::put);
