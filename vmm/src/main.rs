@@ -73,7 +73,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     let useful = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let line = useful.filter(|l| !l.is_empty() && !l.starts_with("For more")).collect::<Vec<_>>().join("; ");
+    let useful = useful.filter(|line| !line.is_empty() && !line.starts_with("For more"));
+    let line = useful.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
     eprintln!("taskvisor: {} (see taskvisor --help)", line.strip_prefix("error: ").unwrap_or(&line));
     ExitCode::from(EXIT_VMM)
 }
