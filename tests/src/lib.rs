@@ -25,19 +25,19 @@ macro_rules! on_1_2_and_4_vcpus {
         mod $name {
             #[allow(unused_imports, reason = "not every test body uses all that its file imports")]
             use super::*;
-            fn on($guest: $crate::Guest) $body
-            fn run(vcpus: u32) {
+            fn test_body($guest: $crate::Guest) $body
+            fn test_on(vcpus: u32) {
                 if $crate::prereq::kvm_or_left_out() {
                     let _beside_others = $crate::serial::shared();
-                    on($crate::Guest::new(vcpus));
+                    test_body($crate::Guest::new(vcpus));
                 }
             }
             #[test]
-            fn vcpus_1() { run(1); }
+            fn vcpus_1() { test_on(1); }
             #[test]
-            fn vcpus_2() { run(2); }
+            fn vcpus_2() { test_on(2); }
             #[test]
-            fn vcpus_4() { run(4); }
+            fn vcpus_4() { test_on(4); }
         }
     )*};
 }

@@ -80,14 +80,24 @@ fn timers_musl() {
     runs(&program("musl/timers"), &["1", "4"], "PASS timers");
 }
 
-#[test]
-fn selftests() {
+/// The tests of a test kernel; the program is never started.
+fn run_selftests(kernel: &Path) {
     let Some(qemu) = prereq::qemu() else { return };
-    let kernel = selftest::kernel().to_str().expect("our own path is UTF-8");
+    let _beside_others = serial::shared();
+    let kernel = kernel.to_str().expect("our own path is UTF-8");
     let image = Image::new(&["--kernel", kernel], &program("musl/hello"), &[] as &[&str]);
     for vcpus in VCPUS {
-        let outcome = image.run_tcg(&qemu, vcpus);
-        // kind 3 (tests finished), 0 failures.
-        outcome.expect_code(debug_exit(3 << 8));
+        // Kind 3 (tests finished), 0 failures.
+        image.run_tcg(&qemu, vcpus).expect_code(debug_exit(3 << 8)).expect_stdout(" passed, 0 failed");
     }
+}
+
+#[test]
+fn kernel_tests() {
+    run_selftests(selftest::kernel());
+}
+
+#[test]
+fn kernel_tests_without_the_linux_abi() {
+    run_selftests(selftest::kernel_without_linux());
 }
