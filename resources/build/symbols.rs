@@ -82,7 +82,10 @@ pub fn fill(elf: &mut [u8]) -> Result<(), String> {
     }
     out.extend(names);
     if out.len() > size {
-        return Err(format!("the kernel's symbols need {} bytes, KSYMS has {size}: raise SIZE in guest-kernel/src/symbols.rs", out.len()));
+        return Err(format!(
+            "the kernel's symbols need {} bytes, KSYMS has {size}: raise SIZE in guest-kernel/src/symbols.rs",
+            out.len()
+        ));
     }
     let home = sections
         .iter()
