@@ -10,6 +10,7 @@ use vcpu_sched::ids::{CpuId, Nanos};
 
 use super::Cpu;
 use crate::arch::features::{self, Features, has};
+use crate::arch::descriptors::vector;
 use crate::arch::{apic, fpu, instr, trap};
 use crate::boot::entry::TRAMPOLINE_PHYS;
 use crate::mm::frame::{self, OutOfMemory};
@@ -31,6 +32,9 @@ unsafe extern "C" {
 /// How long the boot CPU waits for all others. Where ring 0 is interpreted and CPUs are shared, a start takes milliseconds each.
 const PATIENCE: Nanos = Nanos(10_000_000_000);
 
+/// When CPUs that haven't come get a second STARTUP.
+const SECOND_STARTUP: Nanos = Nanos(200_000_000);
+
 /// A CPU on its way up.
 struct Pending {
     cpu: &'static Cpu,
@@ -39,6 +43,8 @@ struct Pending {
 
 static PENDING: BootCell<Vec<Pending>> = BootCell::new();
 static UP: AtomicU32 = AtomicU32::new(0);
+/// Who waits for the others.
+static BOOT_APIC_ID: AtomicU32 = AtomicU32::new(0);
 
 /// Makes the per-CPU slot: stacks with guard pages, one block of tables and frames.
 fn make_slot() -> Result<Entry, OutOfMemory> {
@@ -158,6 +164,7 @@ pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
         return Ok(());
     }
     PENDING.set(pending);
+    BOOT_APIC_ID.store(me, Ordering::Relaxed);
     // SAFETY: the trampoline page is below 1 MiB, which nobody else uses; the APs read the rest after they are started.
     unsafe {
         let len = &raw const ap_trampoline_end as usize - &raw const ap_trampoline as usize;
@@ -174,25 +181,33 @@ pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
         apic::send_startup(*id, (TRAMPOLINE_PHYS >> 12) as u8);
     }
     let start = time::now();
+    let boot = super::this();
     let mut second = false;
     while UP.load(Ordering::Acquire) < count {
-        let waited = time::now().0 - start.0;
+        let waited = Nanos(time::now().0 - start.0);
         // A second STARTUP for CPUs that missed the first (SDM vol. 3A 9.4.4.1 sends it unasked; here only to who needs it).
-        if !second && waited > 200_000_000 {
+        if !second && waited > SECOND_STARTUP {
             second = true;
             for id in &targets {
                 apic::send_startup(*id, (TRAMPOLINE_PHYS >> 12) as u8);
             }
         }
-        if waited > PATIENCE.0 {
-            // A late one would find its memory reused: it may have the stacks, and is not counted.
+        if waited > PATIENCE {
             crate::error!("only {} of {count} further CPUs came up", UP.load(Ordering::Acquire));
+            // The late ones may still use their stacks.
             core::mem::forget(stacks);
             super::set_count(1 + count);
             return Ok(());
         }
-        core::hint::spin_loop();
+        // Each CPU that is up sends an interrupt; the timer ends the wait for one that isn't.
+        instr::cli();
+        if UP.load(Ordering::Acquire) < count {
+            boot.timers.arm_slice(instr::rdtsc().wrapping_add(time::ticks(SECOND_STARTUP)));
+            instr::sti_hlt();
+        }
+        instr::sti();
     }
+    instr::cli();
     super::set_count(1 + count);
     for top in stacks {
         frame::put(PhysAddr::from_direct(top - PAGE_SIZE));
@@ -212,6 +227,7 @@ extern "C" fn ap_main() -> ! {
         fpu::init_this_cpu();
         sched::set_online(me.id);
         UP.fetch_add(1, Ordering::AcqRel);
+        apic::send_ipi(BOOT_APIC_ID.load(Ordering::Relaxed), vector::IPI_RESCHEDULE);
         sched::idle::run()
     }
     // SAFETY: first code on this CPU; its data is prepared.

@@ -132,16 +132,16 @@ impl AddressSpace {
     }
 
     /// Fills a thread's empty user half with what is there now.
-    pub fn install(&self, inner: &Inner, top: &Table) {
-        // Every used top-level slot belongs to some mapping or to a table made for one.
-        let mut last = usize::MAX;
-        for vma in inner.vmas.values() {
-            for slot in index(vma.start, 4)..=index(vma.end - 1, 4) {
-                if slot != last {
-                    top.set(slot, self.top().get(slot));
-                    last = slot;
-                }
-            }
+    pub fn install(&self, top: &Table) {
+        for slot in self.lock().tables.iter().filter_map(|t| t.slot_in(self.master)) {
+            top.set(slot, self.top().get(slot));
+        }
+    }
+
+    /// Empties a thread's user half. The thread flushes its own TLB.
+    pub fn uninstall(&self, top: &Table) {
+        for slot in self.lock().tables.iter().filter_map(|t| t.slot_in(self.master)) {
+            top.set(slot, Entry::NONE);
         }
     }
 

@@ -131,6 +131,13 @@ pub struct OwnedTable {
     slot: u16,
 }
 
+impl OwnedTable {
+    /// Index in the table `parent` of the entry that points here, if it is that one's child.
+    pub fn slot_in(&self, parent: PhysAddr) -> Option<usize> {
+        (self.parent == parent).then_some(usize::from(self.slot))
+    }
+}
+
 /// The tables of one user half, in the order in which they were made: parents before children.
 pub type OwnedTables = Vec<OwnedTable>;
 

@@ -8,7 +8,6 @@ use super::Task;
 use crate::arch::instr;
 use crate::cpu;
 use crate::mm::address_space::AddressSpace;
-use crate::mm::page_table::Entry;
 use crate::mm::shootdown;
 use crate::sync::IrqGuard;
 
@@ -54,22 +53,16 @@ impl Current<'_> {
 
     /// Leaves the address space, if any, and enters another, if any (exec, exit).
     pub fn replace_space(&self, new: Option<Arc<AddressSpace>>) {
-        let old = {
-            let _irq = IrqGuard::new();
-            for slot in 0..256 {
-                // Only used slots are written: the table is shared with the MMU, and writes may be dear.
-                if self.block.top().get(slot).is_present() {
-                    self.block.top().set(slot, Entry::NONE);
-                }
-            }
-            // SAFETY: own field, interrupts off.
-            let old = unsafe { (*self.task.space.get()).take() };
-            shootdown::enter_space(cpu::this(), core::ptr::null());
-            // SAFETY: the same root, now without user half.
-            unsafe { instr::write_cr3(instr::read_cr3()) };
-            old
-        };
+        // SAFETY: own field; nobody else looks at it, and a switch meanwhile still finds the space alive in `old`.
+        let old = unsafe { (*self.task.space.get()).take() };
         if let Some(old) = old {
+            old.uninstall(self.block.top());
+            {
+                let _irq = IrqGuard::new();
+                shootdown::enter_space(cpu::this(), core::ptr::null());
+                // SAFETY: the same root, now without user half.
+                unsafe { instr::write_cr3(instr::read_cr3()) };
+            }
             old.threads.fetch_sub(1, Ordering::AcqRel);
             drop(old); // may tear it down, with interrupts on
         }

@@ -276,7 +276,7 @@ impl Task {
             // Release: a shootdown that sees one thread also sees that there never were two.
             space.shared_ever.store(true, Ordering::Release);
         }
-        space.install(&space.lock(), self.block.top());
+        space.install(self.block.top());
         // SAFETY: the caller's promise.
         unsafe { *self.space.get() = Some(space) };
     }
