@@ -124,7 +124,7 @@ pub struct GuestArgs {
 
     /// A static Linux x86-64 program and its arguments. It is looked up like a shell does, and packed as /bin/NAME
     /// with argv[0] as given here
-    #[arg(value_name = "PROGRAM", last = true)]
+    #[arg(value_name = "PROGRAM", trailing_var_arg = true)]
     pub program: Vec<String>,
 }
 
@@ -226,6 +226,17 @@ mod tests {
     }
 
     #[test]
+    fn the_program_s_own_flags_are_left_alone() {
+        for words in [&["--vcpus", "2", "prog", "--memory", "x"][..], &["--vcpus", "2", "--", "prog", "--memory", "x"]]
+        {
+            let config = config(words).unwrap();
+            assert_eq!(config.vcpus, 2);
+            let program = config.program.unwrap();
+            assert_eq!((program.name.as_str(), program.args), ("prog", vec!["--memory".to_owned(), "x".to_owned()]));
+        }
+    }
+
+    #[test]
     fn values_are_checked_where_they_stand() {
         for (args, part) in [
             (&["--memory", "12Q"][..], "unknown unit 'Q' at character 3"),
@@ -234,7 +245,7 @@ mod tests {
             (&["--vcpus", "-1"], "--vcpus"),
             (&["--file", ":x"], "host path is empty"),
             (&["--log-level", "loud"], "possible values"),
-            (&["prog"], "prog"),
+            (&["--no-such-flag"], "--no-such-flag"),
         ] {
             let error = config(args).unwrap_err();
             assert!(error.contains(part), "{args:?}: {error}");
