@@ -3,7 +3,7 @@
 //! [`crate::vm`] calls [`write`] once it knows CPUs and devices. Source: ACPI 6.5; table and section numbers below.
 //! Invariant: all tables lie in `layout::ACPI .. layout::ACPI_END`, which no memory map offers as RAM.
 
-use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
@@ -21,6 +21,8 @@ const OEM_TABLE_ID: [u8; 8] = *b"TASKVISR";
 const OEM_REVISION: u32 = 1;
 /// Length of a table's common header (ACPI 6.5, table 5.4).
 const HEADER_LEN: u32 = 36;
+/// An XSDT with the addresses of FADT and MADT (ACPI 6.5, table 5.8).
+const XSDT_LEN: usize = HEADER_LEN as usize + 2 * size_of::<u64>();
 /// MADT revision of ACPI 6.x.
 const MADT_REVISION: u8 = 5;
 /// MADT flag PCAT_COMPAT: there are 8259s beside the APICs, as KVM's irqchip has them.
@@ -78,27 +80,32 @@ struct LocalApicNmi {
 
 /// Writes all tables for CPUs with the given APIC ids, and returns the RSDP's address.
 pub fn write(ram: &Ram, apic_ids: &[u32], devices: &[VirtioMmio]) -> Result<u64, BootError> {
-    let too_many = || BootError::Acpi { vcpus: apic_ids.len() as u32 };
-    let mut next = layout::ACPI + align(Rsdp::len() as u64);
-    let mut place = |bytes: &[u8]| -> Result<u64, BootError> {
+    let mut next = layout::ACPI;
+    let mut reserve = |len: usize| {
         let address = next;
-        next = align(address + bytes.len() as u64);
-        if next > layout::ACPI_END {
-            return Err(too_many());
-        }
-        ram.write_slice(bytes, GuestAddress(address))?;
-        Ok(address)
+        next = align(address + len as u64);
+        if next > layout::ACPI_END { Err(BootError::Acpi { vcpus: apic_ids.len() as u32 }) } else { Ok(address) }
     };
+    let put = |bytes: &[u8], address| ram.write_slice(bytes, GuestAddress(address)).map_err(BootError::from);
 
-    let dsdt = place(&dsdt(devices))?;
-    let fadt = place(&fadt(dsdt))?;
-    let madt = place(&madt(apic_ids, devices))?;
+    // In the order of docs/abi.md; the first three have fixed lengths.
+    let rsdp_at = reserve(Rsdp::len())?;
+    let xsdt_at = reserve(XSDT_LEN)?;
+    let fadt_at = reserve(FADT::len())?;
+    let dsdt = dsdt(devices);
+    let dsdt_at = reserve(dsdt.len())?;
+    let madt = madt(apic_ids, devices);
+    let madt_at = reserve(madt.len())?;
+
+    put(&madt, madt_at)?;
+    put(&dsdt, dsdt_at)?;
+    put(&fadt(dsdt_at), fadt_at)?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    xsdt.add_entry(fadt);
-    xsdt.add_entry(madt);
-    let xsdt = place(&bytes_of(&xsdt))?;
-    ram.write_slice(&bytes_of(&Rsdp::new(OEM_ID, xsdt)), GuestAddress(layout::ACPI))?;
-    Ok(layout::ACPI)
+    xsdt.add_entry(fadt_at);
+    xsdt.add_entry(madt_at);
+    put(&bytes_of(&xsdt), xsdt_at)?;
+    put(&bytes_of(&Rsdp::new(OEM_ID, xsdt_at)), rsdp_at)?;
+    Ok(rsdp_at)
 }
 
 fn align(address: u64) -> u64 {
