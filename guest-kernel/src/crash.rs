@@ -81,7 +81,7 @@ fn backtrace(mut rbp: u64) {
             || (crate::mm::layout::KERNEL_BASE..u64::MAX - 16).contains(&a)
     };
     for _ in 0..32 {
-        if rbp % 8 != 0 || !on_stack(rbp) {
+        if !rbp.is_multiple_of(8) || !on_stack(rbp) {
             return;
         }
         // SAFETY: inside a mapped stack, or in the image where the boot stack is.
@@ -99,17 +99,28 @@ fn backtrace(mut rbp: u64) {
 
 fn frame_line(addr: u64) {
     match crate::symbols::lookup(addr) {
-        Some((name, offset)) => log::emergency(format_args!("  {addr:#018x} {:#}+{offset:#x}", rustc_demangle::demangle(name))),
+        Some((name, offset)) => {
+            log::emergency(format_args!("  {addr:#018x} {:#}+{offset:#x}", rustc_demangle::demangle(name)))
+        }
         None => log::emergency(format_args!("  {addr:#018x}")),
     }
 }
 
 fn registers(f: &TrapFrame, cr2: u64) {
-    log::emergency(format_args!("  rip {:#018x} cs {:#x} rflags {:#x} rsp {:#018x} ss {:#x}", f.rip, f.cs, f.rflags, f.rsp, f.ss));
+    log::emergency(format_args!(
+        "  rip {:#018x} cs {:#x} rflags {:#x} rsp {:#018x} ss {:#x}",
+        f.rip, f.cs, f.rflags, f.rsp, f.ss
+    ));
     log::emergency(format_args!("  rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}", f.rax, f.rbx, f.rcx, f.rdx));
     log::emergency(format_args!("  rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}", f.rsi, f.rdi, f.rbp, f.r8));
     log::emergency(format_args!("  r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}", f.r9, f.r10, f.r11, f.r12));
-    log::emergency(format_args!("  r13 {:#018x} r14 {:#018x} r15 {:#018x} cr2 {cr2:#018x} cr3 {:#x}", f.r13, f.r14, f.r15, instr::read_cr3()));
+    log::emergency(format_args!(
+        "  r13 {:#018x} r14 {:#018x} r15 {:#018x} cr2 {cr2:#018x} cr3 {:#x}",
+        f.r13,
+        f.r14,
+        f.r15,
+        instr::read_cr3()
+    ));
 }
 
 /// An exception in ring 0 that has no fixup.

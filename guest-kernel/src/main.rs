@@ -6,6 +6,8 @@
 #![no_main]
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
+// What only the ABI layer or the start list uses is not dead, just not in these builds.
+#![cfg_attr(any(feature = "selftest", not(feature = "linux")), allow(dead_code, unused_imports))]
 
 extern crate alloc;
 
@@ -37,10 +39,10 @@ extern "C" fn kernel_main(start_info: u64) -> ! {
     unsafe { cpu::init_boot() };
     arch::descriptors::init_idt();
     let info = boot::init_memory(start_info);
-    if let Some(level) = boot::cmdline::get("log_level") {
-        if !log::set_level(level) {
-            warn!("log_level={level}: unknown level, keeping info");
-        }
+    if let Some(level) = boot::cmdline::get("log_level")
+        && !log::set_level(level)
+    {
+        warn!("log_level={level}: unknown level, keeping info");
     }
     arch::features::detect(boot::cmdline::get("quirks").unwrap_or(""));
     if let Err(e) = kernel_map_protect() {
@@ -71,7 +73,13 @@ extern "C" fn second_stage() -> ! {
         error!("no memory to start further CPUs: {e:?}");
     }
     let (free, total) = mm::frame::usage();
-    info!("{} CPU(s), {} of {} MiB free, features {:?}", cpu::count(), free >> 8, total >> 8, arch::features::features());
+    info!(
+        "{} CPU(s), {} of {} MiB free, features {:?}",
+        cpu::count(),
+        free >> 8,
+        total >> 8,
+        arch::features::features()
+    );
     console::init();
     #[cfg(feature = "selftest")]
     selftest::start();

@@ -93,7 +93,18 @@ pub struct Gdt([u64; 10]);
 impl Gdt {
     /// The table without its TSS.
     pub const fn new() -> Self {
-        Self([0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff, 0, 0, 0])
+        Self([
+            0,
+            0,
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0,
+            0x00cf_f300_0000_ffff,
+            0x00af_fb00_0000_ffff,
+            0,
+            0,
+            0,
+        ])
     }
 }
 
@@ -158,10 +169,14 @@ static IDT: Idt = Idt(UnsafeCell::new([Gate { low: 0, high: 0 }; 256]));
 
 /// Fills the IDT. Boot CPU, once, before [`load`].
 pub fn init_idt() {
-    let mut set = |vector: u8, ist: u8, dpl: u64| {
+    let set = |vector: u8, ist: u8, dpl: u64| {
         let handler = trap_entry::stub_address(vector);
         // Present interrupt gate (type 0xe: clears IF).
-        let low = handler & 0xffff | u64::from(KERNEL_CS) << 16 | u64::from(ist) << 32 | (0x8e | dpl << 5) << 40 | (handler >> 16 & 0xffff) << 48;
+        let low = handler & 0xffff
+            | u64::from(KERNEL_CS) << 16
+            | u64::from(ist) << 32
+            | (0x8e | dpl << 5) << 40
+            | (handler >> 16 & 0xffff) << 48;
         // SAFETY: single-CPU boot; nobody reads the table yet.
         unsafe { (*IDT.0.get())[vector as usize] = Gate { low, high: handler >> 32 } };
     };

@@ -124,7 +124,9 @@ pub fn init_this_cpu() {
         let (lo, _, _, hi) = cpuid(0xd, 0);
         let want = (u64::from(hi) << 32 | u64::from(lo)) & SUPPORTED;
         // SAFETY: CR4.OSXSAVE is set (`features::enable_on_this_cpu`), and CPUID lists the components.
-        unsafe { asm!("xsetbv", in("ecx") 0, in("eax") want as u32, in("edx") (want >> 32) as u32, options(nomem, nostack)) };
+        unsafe {
+            asm!("xsetbv", in("ecx") 0, in("eax") want as u32, in("edx") (want >> 32) as u32, options(nomem, nostack))
+        };
         (want, u64::from(cpuid(0xd, 0).1))
     } else {
         return;
@@ -148,7 +150,9 @@ fn save(area: &Area) {
         ring3::swap_fpu(Some(area.0), None, c);
     } else {
         // SAFETY: an aligned area of the size that CPUID gave for these components.
-        unsafe { asm!("xsave64 [{}]", in(reg) p, in("eax") c as u32, in("edx") (c >> 32) as u32, options(nostack, preserves_flags)) };
+        unsafe {
+            asm!("xsave64 [{}]", in(reg) p, in("eax") c as u32, in("edx") (c >> 32) as u32, options(nostack, preserves_flags))
+        };
     }
 }
 
@@ -162,7 +166,9 @@ fn restore(area: &Area) {
         ring3::swap_fpu(None, Some(area.0), c);
     } else {
         // SAFETY: an area that `save`, `reset` or `sanitise` made loadable.
-        unsafe { asm!("xrstor64 [{}]", in(reg) p, in("eax") c as u32, in("edx") (c >> 32) as u32, options(nostack, preserves_flags, readonly)) };
+        unsafe {
+            asm!("xrstor64 [{}]", in(reg) p, in("eax") c as u32, in("edx") (c >> 32) as u32, options(nostack, preserves_flags, readonly))
+        };
     }
 }
 
@@ -171,10 +177,10 @@ pub fn switch(me: &Cpu, prev: &Task, next: &Task) {
     let lazy = has(Features::USER_XSAVE) && components() != 0;
     // Relaxed throughout: the words are this CPU's, or travel with the run queue's lock.
     let owner = me.fpu_owner.load(Ordering::Relaxed);
-    if let (Some(area), false) = (&prev.fpu, lazy) {
-        if core::ptr::eq(owner, prev) {
-            save(area);
-        }
+    if let (Some(area), false) = (&prev.fpu, lazy)
+        && core::ptr::eq(owner, prev)
+    {
+        save(area);
     }
     let Some(area) = &next.fpu else { return };
     if core::ptr::eq(owner, next) && next.fpu_cpu.load(Ordering::Relaxed) == me.id.0 {

@@ -179,7 +179,9 @@ pub fn frame_pointer() -> u64 {
 #[inline(always)]
 pub unsafe fn zero_quads(dst: *mut u64, quads: usize) {
     // SAFETY: the caller's promise.
-    unsafe { asm!("rep stosq", inout("rcx") quads => _, inout("rdi") dst => _, in("rax") 0u64, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("rep stosq", inout("rcx") quads => _, inout("rdi") dst => _, in("rax") 0u64, options(nostack, preserves_flags))
+    };
 }
 
 /// Copies `quads` 8-byte words.

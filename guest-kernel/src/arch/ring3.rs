@@ -210,7 +210,8 @@ pub unsafe fn transfer(list: &[Transfer]) {
 /// Clears whole frames.
 pub fn clear_frames(frames: &[PhysAddr]) {
     for chunk in frames.chunks(32) {
-        let list: ArrayVec<Transfer, 32> = chunk.iter().map(|f| Transfer { dst: f.0, src: 0, len: PAGE_SIZE }).collect();
+        let list: ArrayVec<Transfer, 32> =
+            chunk.iter().map(|f| Transfer { dst: f.0, src: 0, len: PAGE_SIZE }).collect();
         // SAFETY: the callers own the frames.
         unsafe { transfer(&list) };
     }

@@ -65,7 +65,12 @@ extern "C" fn trap_from_user(frame: &mut TrapFrame) {
         }
         v if v < 32 => {
             if cpu::this().in_excursion() {
-                panic!("exception {v} in the ring-3 engine at {:#x}, error {:#x}, cr2 {:#x}", frame.rip, frame.error, instr::read_cr2());
+                panic!(
+                    "exception {v} in the ring-3 engine at {:#x}, error {:#x}, cr2 {:#x}",
+                    frame.rip,
+                    frame.error,
+                    instr::read_cr2()
+                );
             }
             instr::sti();
             exception(frame, UserFault::Exception(v));
@@ -80,7 +85,10 @@ extern "C" fn trap_from_user(frame: &mut TrapFrame) {
 extern "C" fn syscall_from_user(frame: &mut TrapFrame) -> bool {
     system_call(frame);
     leave_to_user(frame);
-    frame.rcx == frame.rip && frame.r11 == frame.rflags && frame.rip < USER_END && frame.rflags & (RFLAGS_TF | RFLAGS_RF) == 0
+    frame.rcx == frame.rip
+        && frame.r11 == frame.rflags
+        && frame.rip < USER_END
+        && frame.rflags & (RFLAGS_TF | RFLAGS_RF) == 0
 }
 
 fn system_call(frame: &mut TrapFrame) {
@@ -135,7 +143,7 @@ extern "C" fn trap_from_kernel(frame: &mut TrapFrame) {
 fn kernel_page_fault(frame: &mut TrapFrame) {
     let addr = instr::read_cr2();
     let Some(fixup) = user_copy::fixup(frame.rip).filter(|_| addr < USER_END) else {
-        return kernel_exception(frame);
+        kernel_exception(frame);
     };
     if frame.rflags & RFLAGS_IF != 0 {
         instr::sti();

@@ -16,49 +16,29 @@ use crate::mm::layout::task_slot::STACK_TOP;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TrapFrame {
-    #[expect(missing_docs)]
     pub r15: u64,
-    #[expect(missing_docs)]
     pub r14: u64,
-    #[expect(missing_docs)]
     pub r13: u64,
-    #[expect(missing_docs)]
     pub r12: u64,
-    #[expect(missing_docs)]
     pub r11: u64,
-    #[expect(missing_docs)]
     pub r10: u64,
-    #[expect(missing_docs)]
     pub r9: u64,
-    #[expect(missing_docs)]
     pub r8: u64,
-    #[expect(missing_docs)]
     pub rbp: u64,
-    #[expect(missing_docs)]
     pub rdi: u64,
-    #[expect(missing_docs)]
     pub rsi: u64,
-    #[expect(missing_docs)]
     pub rdx: u64,
-    #[expect(missing_docs)]
     pub rcx: u64,
-    #[expect(missing_docs)]
     pub rbx: u64,
-    #[expect(missing_docs)]
     pub rax: u64,
     /// Vector number, or [`VECTOR_SYSCALL`].
     pub vector: u64,
     /// Hardware error code; for a system call its number, kept for restarts.
     pub error: u64,
-    #[expect(missing_docs)]
     pub rip: u64,
-    #[expect(missing_docs)]
     pub cs: u64,
-    #[expect(missing_docs)]
     pub rflags: u64,
-    #[expect(missing_docs)]
     pub rsp: u64,
-    #[expect(missing_docs)]
     pub ss: u64,
 }
 
@@ -68,6 +48,7 @@ pub const VECTOR_SYSCALL: u64 = 0x100;
 impl TrapFrame {
     /// Whether the frame was taken from ring 3.
     #[inline(always)]
+    #[expect(clippy::wrong_self_convention, reason = "tells where the frame came from")]
     pub fn from_user(&self) -> bool {
         self.cs & 3 != 0
     }

@@ -56,7 +56,9 @@ pub fn madt(rsdp: u64) -> Option<Madt> {
         _ => (u64_at(&rsdp, 24)?, 8),
     };
     let root = table(root)?;
-    let tables = root[36..].chunks_exact(width).map(|e| if width == 4 { u32_at(e, 0).map_or(0, u64::from) } else { u64_at(e, 0).unwrap_or(0) });
+    let tables = root[36..]
+        .chunks_exact(width)
+        .map(|e| if width == 4 { u32_at(e, 0).map_or(0, u64::from) } else { u64_at(e, 0).unwrap_or(0) });
     for at in tables {
         if at == 0 || at >= 4 << 30 || read::<[u8; 4]>(at) != *b"APIC" {
             continue;
@@ -80,13 +82,13 @@ fn parse(t: &[u8]) -> Option<Madt> {
             }
             _ => None,
         };
-        if let Some((id, flags)) = cpu {
-            if flags & ENABLED != 0 {
-                if out.apic_ids.len() == MAX_CPUS {
-                    crate::error!("more than {MAX_CPUS} CPUs in the MADT: APIC id {id} is not used");
-                } else {
-                    out.apic_ids.push(id);
-                }
+        if let Some((id, flags)) = cpu
+            && flags & ENABLED != 0
+        {
+            if out.apic_ids.len() == MAX_CPUS {
+                crate::error!("more than {MAX_CPUS} CPUs in the MADT: APIC id {id} is not used");
+            } else {
+                out.apic_ids.push(id);
             }
         }
         at += usize::from(len);

@@ -85,7 +85,12 @@ pub fn init_memory(start_info: u64) -> BootInfo {
     for (i, slot) in map.iter_mut().enumerate().take(count) {
         *slot = read(info.memmap_paddr + (i * size_of::<MemoryRange>()) as u64);
     }
-    let ram = || map[..count].iter().filter(|r| r.kind == TYPE_RAM).map(|r| (page_up(r.addr).unwrap_or(u64::MAX), page_down(r.addr + r.size)));
+    let ram = || {
+        map[..count]
+            .iter()
+            .filter(|r| r.kind == TYPE_RAM)
+            .map(|r| (page_up(r.addr).unwrap_or(u64::MAX), page_down(r.addr + r.size)))
+    };
     let ram_end = ram().map(|(_, end)| end).max().unwrap_or(0);
 
     // Nothing below 1 MiB, nothing of the image or the archive.

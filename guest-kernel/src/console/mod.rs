@@ -61,7 +61,10 @@ pub fn window_size() -> (u16, u16) {
     if let Some(size) = virtio::get().and_then(|c| c.size()) {
         return size;
     }
-    cmdline::get("winsize").and_then(|s| s.split_once('x')).and_then(|(c, r)| Some((c.parse().ok()?, r.parse().ok()?))).unwrap_or((80, 24))
+    cmdline::get("winsize")
+        .and_then(|s| s.split_once('x'))
+        .and_then(|(c, r)| Some((c.parse().ok()?, r.parse().ok()?)))
+        .unwrap_or((80, 24))
 }
 
 /// Writes user memory to a stream; returns how many bytes (all of them unless interrupted, or non-blocking). May sleep.

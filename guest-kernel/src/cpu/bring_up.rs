@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use vcpu_sched::ids::{CpuId, Nanos};
 
 use super::Cpu;
-use crate::arch::features::{self, Features, has};
 use crate::arch::descriptors::vector;
+use crate::arch::features::{self, Features, has};
 use crate::arch::{apic, fpu, instr, trap};
 use crate::boot::entry::TRAMPOLINE_PHYS;
 use crate::mm::frame::{self, OutOfMemory};

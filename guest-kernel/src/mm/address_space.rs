@@ -160,12 +160,22 @@ impl AddressSpace {
     ///
     /// # Errors
     /// [`MapError`].
-    pub fn map(&self, addr: u64, len: u64, prot: Prot, backing: Backing, offset: u64, fixed: bool, name: &'static str) -> Result<u64, MapError> {
+    #[expect(clippy::too_many_arguments, reason = "mmap has as many")]
+    pub fn map(
+        &self,
+        addr: u64,
+        len: u64,
+        prot: Prot,
+        backing: Backing,
+        offset: u64,
+        fixed: bool,
+        name: &'static str,
+    ) -> Result<u64, MapError> {
         let len = page_up(len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;
         let mut inner = self.lock();
         let start = if fixed {
             let end = addr.checked_add(len).filter(|e| *e <= USER_END).ok_or(MapError::BadRange)?;
-            if addr % PAGE_SIZE != 0 || addr < USER_START {
+            if !addr.is_multiple_of(PAGE_SIZE) || addr < USER_START {
                 return Err(MapError::BadRange);
             }
             self.unmap_locked(&mut inner, addr, end)?;
@@ -267,7 +277,14 @@ impl AddressSpace {
     ///
     /// # Errors
     /// [`MapError`].
-    pub fn remap(&self, old: u64, old_len: u64, new_len: u64, may_move: bool, fixed: Option<u64>) -> Result<u64, MapError> {
+    pub fn remap(
+        &self,
+        old: u64,
+        old_len: u64,
+        new_len: u64,
+        may_move: bool,
+        fixed: Option<u64>,
+    ) -> Result<u64, MapError> {
         let old_end = checked_range(old, old_len)?;
         let new_len = page_up(new_len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;
         let old_len = old_end - old;
@@ -340,7 +357,13 @@ impl AddressSpace {
     pub fn resolve(&self, top: &Table, addr: u64, access: Access) -> Result<(), FaultError> {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let vma = inner.vmas.range_mut(..=addr).next_back().map(|(_, v)| v).filter(|v| addr < v.end).ok_or(FaultError::NotMapped)?;
+        let vma = inner
+            .vmas
+            .range_mut(..=addr)
+            .next_back()
+            .map(|(_, v)| v)
+            .filter(|v| addr < v.end)
+            .ok_or(FaultError::NotMapped)?;
         let allowed = match access {
             Access::Read => vma.prot.intersects(Prot::READ | Prot::WRITE | Prot::EXEC),
             Access::Write => vma.prot.contains(Prot::WRITE),
@@ -374,7 +397,9 @@ impl AddressSpace {
             }
             Backing::Private(source) => {
                 let source = source.clone();
-                let SourceFrame::Kept(f) = source.frame(vma.source_page(page))? else { return Err(FaultError::BeyondEnd) };
+                let SourceFrame::Kept(f) = source.frame(vma.source_page(page))? else {
+                    return Err(FaultError::BeyondEnd);
+                };
                 if access == Access::Write {
                     let copy = frame::alloc()?;
                     super::user::copy_frame(copy, f);
@@ -400,12 +425,12 @@ impl AddressSpace {
         let mut added = 0;
         let mut at = low;
         while at < high {
-            if !table.get(index(at, 1)).has_frame() {
-                if let Some(f) = source.frame_if_ready(vma.source_page(at)) {
-                    frame::get(f);
-                    table.set(index(at, 1), Entry::new(f, flags));
-                    added += 1;
-                }
+            if !table.get(index(at, 1)).has_frame()
+                && let Some(f) = source.frame_if_ready(vma.source_page(at))
+            {
+                frame::get(f);
+                table.set(index(at, 1), Entry::new(f, flags));
+                added += 1;
             }
             at += PAGE_SIZE;
         }
@@ -459,33 +484,38 @@ impl AddressSpace {
             let shared = matches!(vma.backing, Backing::Shared(_));
             let mut result = Ok(());
             let mut current: Option<(u64, &'static Table)> = None;
-            for_each_entry(self.top(), vma.touched_low.max(vma.start), vma.touched_high.min(vma.end), |table, i, page, e| {
-                if result.is_err() {
-                    return;
-                }
-                let dst = match current {
-                    Some((key, t)) if key == page >> 21 => t,
-                    _ => match page_table::walk_create(child.master, page, &mut theirs.tables) {
-                        Ok(t) => {
-                            current = Some((page >> 21, t));
-                            t
-                        }
-                        Err(e) => {
-                            result = Err(e);
-                            return;
-                        }
-                    },
-                };
-                let mut copy = e;
-                if !shared && e.is_writable() {
-                    copy = Entry(e.0 & !Flags::WRITE.bits());
-                    table.swap(i, copy);
-                    flush.add(page, None);
-                }
-                frame::get(e.frame());
-                dst.set(i, copy);
-                copied += 1;
-            });
+            for_each_entry(
+                self.top(),
+                vma.touched_low.max(vma.start),
+                vma.touched_high.min(vma.end),
+                |table, i, page, e| {
+                    if result.is_err() {
+                        return;
+                    }
+                    let dst = match current {
+                        Some((key, t)) if key == page >> 21 => t,
+                        _ => match page_table::walk_create(child.master, page, &mut theirs.tables) {
+                            Ok(t) => {
+                                current = Some((page >> 21, t));
+                                t
+                            }
+                            Err(e) => {
+                                result = Err(e);
+                                return;
+                            }
+                        },
+                    };
+                    let mut copy = e;
+                    if !shared && e.is_writable() {
+                        copy = Entry(e.0 & !Flags::WRITE.bits());
+                        table.swap(i, copy);
+                        flush.add(page, None);
+                    }
+                    frame::get(e.frame());
+                    dst.set(i, copy);
+                    copied += 1;
+                },
+            );
             theirs.vmas.insert(vma.start, vma.clone());
             result?;
         }
@@ -504,7 +534,9 @@ impl AddressSpace {
     /// Sets the end of the heap if it can be had; returns the end that holds (brk).
     pub fn set_brk(&self, want: u64) -> u64 {
         let mut inner = self.lock();
-        let (old_end, Some(new_end)) = (page_up(inner.brk).unwrap_or(inner.brk), page_up(want)) else { return inner.brk };
+        let (old_end, Some(new_end)) = (page_up(inner.brk).unwrap_or(inner.brk), page_up(want)) else {
+            return inner.brk;
+        };
         if want < inner.brk_start || new_end > USER_END {
             return inner.brk;
         }
@@ -584,7 +616,10 @@ impl Inner {
 
     /// A free range: at the hint if that is free, else the highest gap below the mmap area's top.
     fn find_gap(&self, hint: u64, len: u64) -> Option<u64> {
-        if hint >= USER_START && hint.checked_add(len).is_some_and(|e| e <= USER_END) && self.overlapping(hint, hint + len).next().is_none() {
+        if hint >= USER_START
+            && hint.checked_add(len).is_some_and(|e| e <= USER_END)
+            && self.overlapping(hint, hint + len).next().is_none()
+        {
             return Some(hint);
         }
         let mut top = self.mmap_top;
@@ -604,7 +639,7 @@ impl Inner {
 }
 
 fn checked_range(start: u64, len: u64) -> Result<u64, MapError> {
-    if start % PAGE_SIZE != 0 {
+    if !start.is_multiple_of(PAGE_SIZE) {
         return Err(MapError::BadRange);
     }
     let len = page_up(len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;

@@ -6,10 +6,10 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::PhysAddr;
 use super::frame::{self, OutOfMemory};
 use super::layout::{DIRECT_MAP_SIZE, DIRECT_SLOT, KERNEL_BASE, KERNEL_SLOT, PAGE_SIZE};
 use super::page_table::{Entry, Flags, Table, index};
-use super::PhysAddr;
 use crate::arch::features::{Features, has};
 use crate::arch::instr;
 
@@ -124,7 +124,7 @@ pub fn protect_image() -> Result<(), OutOfMemory> {
 
 /// Copies the shared kernel half into a new top-level table.
 pub fn install_kernel_half(top: &Table) {
-    let ram_slots = (RAM_END.load(Ordering::Relaxed).max(1) - 1 >> 39) as usize + 1;
+    let ram_slots = ((RAM_END.load(Ordering::Relaxed).max(1) - 1) >> 39) as usize + 1;
     for slot in (DIRECT_SLOT..DIRECT_SLOT + ram_slots).chain([KERNEL_SLOT]) {
         top.set(slot, boot_top().get(slot));
     }
@@ -142,7 +142,7 @@ pub fn install_identity_for_ring3(top: &Table) -> Result<(), OutOfMemory> {
         pdpt_frame = frame::alloc_zeroed()?.0;
         // SAFETY: fresh zero frame.
         let pdpt = unsafe { Table::at(PhysAddr(pdpt_frame)) };
-        let end = RAM_END.load(Ordering::Relaxed).max(4 * GIB).min(512 * GIB);
+        let end = RAM_END.load(Ordering::Relaxed).clamp(4 * GIB, 512 * GIB);
         for i in 0..end / GIB {
             pdpt.set(i as usize, gib_entry(i * GIB, Flags::USER)?);
         }
@@ -156,4 +156,3 @@ pub fn install_identity_for_ring3(top: &Table) -> Result<(), OutOfMemory> {
 pub fn is_text(addr: u64) -> bool {
     (&raw const __text_start as u64..&raw const __text_end as u64).contains(&addr)
 }
-

@@ -7,11 +7,11 @@
 
 use alloc::vec::Vec;
 
+use super::PhysAddr;
 use super::frame::{self, OutOfMemory};
 use super::kernel_map;
 use super::layout::{PAGE_SIZE, TASK_SLOT, task_slot};
 use super::page_table::{Entry, Flags, Table, index};
-use super::PhysAddr;
 use crate::sync::SpinLock;
 
 const ORDER: usize = 3;
@@ -40,7 +40,8 @@ impl TaskBlock {
         let page = |i: u64| PhysAddr(base.0 + i * PAGE_SIZE);
         let rw = Flags::PRESENT | Flags::WRITE;
         // SAFETY: four fresh zero frames are empty tables.
-        let (top, pdpt, pd, pt) = unsafe { (Table::at(page(0)), Table::at(page(1)), Table::at(page(2)), Table::at(page(3))) };
+        let (top, pdpt, pd, pt) =
+            unsafe { (Table::at(page(0)), Table::at(page(1)), Table::at(page(2)), Table::at(page(3))) };
         kernel_map::install_kernel_half(top);
         top.set(TASK_SLOT, Entry::new(page(1), rw));
         pdpt.set(index(task_slot::BASE, 3), Entry::new(page(2), rw));

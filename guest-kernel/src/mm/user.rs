@@ -252,11 +252,11 @@ pub fn pin(addr: u64, access: Access) -> Result<PhysAddr, Fault> {
         {
             // Under the lock nobody unmaps it between the look and the reference.
             let _inner = space.lock();
-            if let Some(e) = space.lookup(page) {
-                if access != Access::Write || e.is_writable() {
-                    frame::get(e.frame());
-                    return Ok(e.frame());
-                }
+            if let Some(e) = space.lookup(page)
+                && (access != Access::Write || e.is_writable())
+            {
+                frame::get(e.frame());
+                return Ok(e.frame());
             }
         }
         touch(page, access)?;

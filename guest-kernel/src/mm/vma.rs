@@ -5,9 +5,9 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use super::PhysAddr;
 use super::frame::OutOfMemory;
 use super::layout::PAGE_SIZE;
-use super::PhysAddr;
 
 bitflags::bitflags! {
     /// Rights and kind of a mapping.

@@ -287,8 +287,11 @@ fn put_prev(me: &Cpu, prev: &Task, rq: &mut RunQueue, event: Event, ran: Nanos, 
         Ok(Action::Enqueue) => {
             // A block that a wake-up overtook is no yield: the task asked for nothing and must not be made to pay.
             let yields = event == Event::Deschedule && !wanted_to_block;
-            let (put, why) =
-                if yields { (PutReason::Yield, EnqueueReason::Yield) } else { (PutReason::Preempted, EnqueueReason::Preempted) };
+            let (put, why) = if yields {
+                (PutReason::Yield, EnqueueReason::Yield)
+            } else {
+                (PutReason::Preempted, EnqueueReason::Preempted)
+            };
             let counter = if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary };
             counter.fetch_add(1, Ordering::Relaxed);
             if prev.allowed_on(me.id) {
@@ -421,9 +424,10 @@ pub fn set_affinity(task: &Arc<Task>, mask: &CpuMask) {
 /// Makes a task that runs on some CPU enter the kernel soon, so that it sees its [`Task::work`].
 pub fn nudge(task: &Task) {
     let me = cpu::this();
-    if let Some(c) = cpu::get(CpuId(task.cpu.load(Ordering::Relaxed))) {
-        if c.id != me.id && core::ptr::eq(c.current.load(Ordering::Relaxed), task) {
-            apic::send_ipi(c.apic_id(), vector::IPI_RESCHEDULE);
-        }
+    if let Some(c) = cpu::get(CpuId(task.cpu.load(Ordering::Relaxed)))
+        && c.id != me.id
+        && core::ptr::eq(c.current.load(Ordering::Relaxed), task)
+    {
+        apic::send_ipi(c.apic_id(), vector::IPI_RESCHEDULE);
     }
 }

@@ -86,7 +86,7 @@ fn heap_objects_are_aligned_and_apart() -> TestResult {
             let layout = Layout::from_size_align(size, align).map_err(|e| alloc::format!("{e}"))?;
             // SAFETY: the size isn't zero.
             let p = unsafe { alloc::alloc::alloc(layout) };
-            check!(!p.is_null() && p as usize % align == 0, "size {size} align {align} gave {p:?}");
+            check!(!p.is_null() && (p as usize).is_multiple_of(align), "size {size} align {align} gave {p:?}");
             // SAFETY: inside the object.
             unsafe {
                 p.write(size as u8);

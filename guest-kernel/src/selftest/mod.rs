@@ -47,7 +47,12 @@ use check;
 const GROUPS: [&[Test]; 5] = [memory::TESTS, scheduling::TESTS, shootdown::TESTS, timing::TESTS, crash::TESTS];
 
 /// Starts a task on certain CPUs.
-pub fn spawn(name: &str, affinity: Option<CpuMask>, entry: extern "C" fn(usize) -> !, argument: usize) -> Result<Arc<Task>, String> {
+pub fn spawn(
+    name: &str,
+    affinity: Option<CpuMask>,
+    entry: extern "C" fn(usize) -> !,
+    argument: usize,
+) -> Result<Arc<Task>, String> {
     let task = Task::new(table::allocate_kernel_id(), Spawn { name, affinity, entry, argument, user: None })
         .map_err(|_| String::from("no memory for a task"))?;
     sched::start(task.clone());
@@ -61,7 +66,9 @@ pub fn spawn_on(id: u32, name: &str, entry: extern "C" fn(usize) -> !, argument:
 
 /// Waits for a task's end.
 pub fn join(task: &Arc<Task>) {
-    task.exited.wait_until(|| (task.state.load() == vcpu_sched::task::state::State::Dead || table::find(task.id).is_none()).then_some(()));
+    task.exited.wait_until(|| {
+        (task.state.load() == vcpu_sched::task::state::State::Dead || table::find(task.id).is_none()).then_some(())
+    });
 }
 
 /// Runs the tests as a task.

@@ -143,7 +143,10 @@ fn no_wake_is_lost() -> TestResult {
         sched::exit_current()
     }
     for (a, b) in [(0, 1), (0, 0), (1, 2)] {
-        let (ball, pass) = share((Ball { turn: AtomicU32::new(0), rounds: 300, queues: [WaitQueue::new(), WaitQueue::new()] }, AtomicU32::new(0)));
+        let (ball, pass) = share((
+            Ball { turn: AtomicU32::new(0), rounds: 300, queues: [WaitQueue::new(), WaitQueue::new()] },
+            AtomicU32::new(0),
+        ));
         let tasks = [spawn_on(a, "ping", player, pass())?, spawn_on(b, "pong", player, pass())?];
         tasks.iter().for_each(join);
         check!(ball.0.turn.load(Ordering::Relaxed) == 600);
@@ -188,7 +191,8 @@ fn many_wakers_one_wins() -> TestResult {
         drop(race);
         sched::exit_current()
     }
-    let (race, pass) = share(Race { queue: WaitQueue::new(), tokens: AtomicU32::new(0), taken: AtomicU32::new(0), total: 400 });
+    let (race, pass) =
+        share(Race { queue: WaitQueue::new(), tokens: AtomicU32::new(0), taken: AtomicU32::new(0), total: 400 });
     let mut tasks = Vec::new();
     for i in 0..4 {
         tasks.push(spawn_on(i, "consumer", consumer, pass())?);
@@ -315,7 +319,8 @@ fn tasks_come_and_go() -> TestResult {
     }
     let before = crate::mm::frame::usage().0;
     for round in 0..10u32 {
-        let tasks: Vec<Arc<Task>> = (0..20u32).map(|i| spawn_on(i + round, "short", end, 0)).collect::<Result<_, _>>()?;
+        let tasks: Vec<Arc<Task>> =
+            (0..20u32).map(|i| spawn_on(i + round, "short", end, 0)).collect::<Result<_, _>>()?;
         tasks.iter().for_each(join);
     }
     let after = crate::mm::frame::usage().0;

@@ -80,8 +80,9 @@ fn with_readers(f: impl FnOnce(&Shared) -> TestResult) -> TestResult {
         looks: AtomicU64::new(0),
     });
     current().replace_space(Some(space));
-    let readers: Vec<_> =
-        (1..cpu::count()).map(|i| spawn_on(i, "reader", reader, Arc::into_raw(shared.clone()) as usize)).collect::<Result<_, _>>()?;
+    let readers: Vec<_> = (1..cpu::count())
+        .map(|i| spawn_on(i, "reader", reader, Arc::into_raw(shared.clone()) as usize))
+        .collect::<Result<_, _>>()?;
     let result = f(&shared);
     shared.stop.store(true, Ordering::Relaxed);
     readers.iter().for_each(join);

@@ -11,7 +11,13 @@ use crate::sched;
 use crate::sync::{Interrupted, WaitQueue};
 use crate::time::{self, timer};
 
-pub(super) const TESTS: &[Test] = tests![clock_runs_forwards, sleep_is_never_short, earlier_timer_is_armed_again, cancelled_timer_stays_silent, many_timers_fire_in_order];
+pub(super) const TESTS: &[Test] = tests![
+    clock_runs_forwards,
+    sleep_is_never_short,
+    earlier_timer_is_armed_again,
+    cancelled_timer_stays_silent,
+    many_timers_fire_in_order
+];
 
 const MS: u64 = 1_000_000;
 
@@ -101,7 +107,9 @@ fn many_timers_fire_in_order() -> TestResult {
         let _ = timer::call_at(Nanos(start + 100 * MS + slot * 10_000), t.clone());
     }
     let woken = Arc::new(AtomicU32::new(0));
-    let tasks: Vec<_> = (0..20).map(|i| spawn_on(i, "sleeper", sleeper, Arc::into_raw(woken.clone()) as usize)).collect::<Result<_, _>>()?;
+    let tasks: Vec<_> = (0..20)
+        .map(|i| spawn_on(i, "sleeper", sleeper, Arc::into_raw(woken.clone()) as usize))
+        .collect::<Result<_, _>>()?;
     tasks.iter().for_each(join);
     check!(woken.load(Ordering::Relaxed) == 20);
     let q = WaitQueue::new();

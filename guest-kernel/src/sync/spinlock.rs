@@ -52,7 +52,6 @@ impl<T> SpinLock<T> {
     pub const fn new(value: T) -> Self {
         Self { locked: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
-
 }
 
 impl<T: ?Sized> SpinLock<T> {

@@ -114,7 +114,11 @@ impl WaitQueue {
     ///
     /// # Errors
     /// [`Interrupted`].
-    pub fn wait_interruptible<T>(&self, deadline: Option<Nanos>, mut condition: impl FnMut() -> Option<T>) -> Result<T, Interrupted> {
+    pub fn wait_interruptible<T>(
+        &self,
+        deadline: Option<Nanos>,
+        mut condition: impl FnMut() -> Option<T>,
+    ) -> Result<T, Interrupted> {
         self.wait_keyed(0, deadline, &mut condition)
     }
 
@@ -122,7 +126,12 @@ impl WaitQueue {
     ///
     /// # Errors
     /// [`Interrupted`].
-    pub fn wait_keyed<T>(&self, key: WakeKey, deadline: Option<Nanos>, mut condition: impl FnMut() -> Option<T>) -> Result<T, Interrupted> {
+    pub fn wait_keyed<T>(
+        &self,
+        key: WakeKey,
+        deadline: Option<Nanos>,
+        mut condition: impl FnMut() -> Option<T>,
+    ) -> Result<T, Interrupted> {
         loop {
             if let Some(v) = condition() {
                 return Ok(v);
@@ -136,7 +145,13 @@ impl WaitQueue {
     }
 
     /// One round of the protocol. `Err(None)`: woken, look again.
-    fn wait_once<T>(&self, key: WakeKey, deadline: Option<Nanos>, interruptible: bool, condition: &mut impl FnMut() -> Option<T>) -> Result<T, Option<Interrupted>> {
+    fn wait_once<T>(
+        &self,
+        key: WakeKey,
+        deadline: Option<Nanos>,
+        interruptible: bool,
+        condition: &mut impl FnMut() -> Option<T>,
+    ) -> Result<T, Option<Interrupted>> {
         let task = current().to_arc();
         let waiter = Waiter::Task(task.clone());
         let block = task.state.apply(Event::Block);

@@ -167,7 +167,9 @@ impl Task {
     pub fn new(id: TaskId, spawn: Spawn<'_>) -> Result<Arc<Task>, OutOfMemory> {
         let block = TaskBlock::new()?;
         // SAFETY: nobody runs on this stack yet.
-        let rsp = unsafe { switch::initial_stack(block.stack_top_direct(), task_slot::STACK_TOP, spawn.entry, spawn.argument) };
+        let rsp = unsafe {
+            switch::initial_stack(block.stack_top_direct(), task_slot::STACK_TOP, spawn.entry, spawn.argument)
+        };
         Ok(Self::assemble(id, spawn.name, spawn.affinity, block, rsp, spawn.user, State::New))
     }
 
@@ -182,7 +184,15 @@ impl Task {
         Ok(t)
     }
 
-    fn assemble(id: TaskId, name: &str, affinity: Option<CpuMask>, block: TaskBlock, rsp: u64, user: Option<SpawnUser>, state: State) -> Arc<Task> {
+    fn assemble(
+        id: TaskId,
+        name: &str,
+        affinity: Option<CpuMask>,
+        block: TaskBlock,
+        rsp: u64,
+        user: Option<SpawnUser>,
+        state: State,
+    ) -> Arc<Task> {
         let (space, fpu, fs_base, user) = match user {
             Some(u) => (Some(u.space), Some(u.fpu), u.fs_base, Some(u.context)),
             None => (None, None, 0, None),

@@ -72,7 +72,11 @@ fn arm(deadline: Nanos, action: Action) -> TimerHandle {
 impl CpuTimers {
     /// Nothing armed.
     pub const fn new() -> Self {
-        Self { queue: SpinLock::new(TimerQueue::new()), slice_end: AtomicU64::new(u64::MAX), programmed: AtomicU64::new(u64::MAX) }
+        Self {
+            queue: SpinLock::new(TimerQueue::new()),
+            slice_end: AtomicU64::new(u64::MAX),
+            programmed: AtomicU64::new(u64::MAX),
+        }
     }
 
     /// Ends the current task's slice at a TSC value. Own CPU, interrupts off.

@@ -5,12 +5,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::QUEUE_STDIN;
 use super::mmio::{DeviceError, Registers};
 use super::queue::{Piece, Queue};
-use super::QUEUE_STDIN;
+use crate::mm::PhysAddr;
 use crate::mm::frame;
 use crate::mm::user::{self, Fault};
-use crate::mm::PhysAddr;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Buffers given to the device, 16 KiB each: a pipe's worth at once.
@@ -116,7 +116,12 @@ impl Input {
     }
 
     /// Moves received bytes by `put(kernel bytes, position) -> done?`.
-    fn take(&self, registers: &Registers, max: usize, mut put: impl FnMut(&[u8], usize) -> Result<(), Fault>) -> Result<usize, Fault> {
+    fn take(
+        &self,
+        registers: &Registers,
+        max: usize,
+        mut put: impl FnMut(&[u8], usize) -> Result<(), Fault>,
+    ) -> Result<usize, Fault> {
         self.want(registers);
         let _order = self.order.lock();
         let mut done = 0;
@@ -124,7 +129,8 @@ impl Input {
             let Some(mut r) = self.state.lock().received.pop_front() else { break };
             let n = (max - done).min((r.end - r.start) as usize);
             // SAFETY: the buffer is ours while it is off the list; start and end are inside it.
-            let bytes = unsafe { core::slice::from_raw_parts(PhysAddr(r.base.0 + u64::from(r.start)).as_ptr::<u8>(), n) };
+            let bytes =
+                unsafe { core::slice::from_raw_parts(PhysAddr(r.base.0 + u64::from(r.start)).as_ptr::<u8>(), n) };
             let result = put(bytes, done);
             if result.is_ok() {
                 r.start += n as u32;

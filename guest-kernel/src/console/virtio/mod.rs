@@ -19,9 +19,9 @@ use super::{ConsoleError, Stream};
 use crate::arch::ioapic;
 use crate::boot::cmdline;
 use crate::cpu;
+use crate::mm::PhysAddr;
 use crate::mm::frame::{self, OutOfMemory};
 use crate::mm::layout::PAGE_SIZE;
-use crate::mm::PhysAddr;
 use crate::sync::{BootCell, SpinLock, WaitQueue};
 
 const DEVICE_CONSOLE: u32 = 3;
@@ -130,7 +130,8 @@ impl From<OutOfMemory> for InitError {
 
 impl Console {
     fn new(registers: Registers, gsi: u8) -> Result<Self, InitError> {
-        let features = registers.negotiate(F_VERSION_1 | F_EVENT_IDX | F_MULTIPORT | F_SIZE, F_VERSION_1 | F_MULTIPORT)?;
+        let features =
+            registers.negotiate(F_VERSION_1 | F_EVENT_IDX | F_MULTIPORT | F_SIZE, F_VERSION_1 | F_MULTIPORT)?;
         let event_idx = features & F_EVENT_IDX != 0;
         let console = Self {
             registers,
@@ -205,7 +206,8 @@ impl Console {
                 let slot = u32::from(head) % CONTROL_SLOTS;
                 let addr = PhysAddr(c.buffers.0 + u64::from(slot * CONTROL_SLOT));
                 // SAFETY: a slot of our frame; the device has given it back.
-                let (message, size) = unsafe { (addr.as_ptr::<u64>().read_volatile(), addr.as_ptr::<u32>().add(2).read_volatile()) };
+                let (message, size) =
+                    unsafe { (addr.as_ptr::<u64>().read_volatile(), addr.as_ptr::<u32>().add(2).read_volatile()) };
                 let (port, event, value) = (message as u32, (message >> 32) as u16, (message >> 48) as u16);
                 match event {
                     EVENT_DEVICE_ADD if port < 2 => self.send_control(&mut c, port, EVENT_PORT_READY),
@@ -215,7 +217,7 @@ impl Console {
                     }
                     EVENT_RESIZE if port == 0 => {
                         // struct virtio_console_resize { le16 cols; le16 rows; }
-                        self.size.store(size << 16 | size >> 16, Ordering::Relaxed);
+                        self.size.store(size.rotate_right(16), Ordering::Relaxed);
                         wake = true;
                     }
                     _ => {}

@@ -81,7 +81,14 @@ impl Output {
     ///
     /// # Errors
     /// [`ConsoleError`].
-    pub fn write_user(&self, registers: &Registers, index: u16, addr: u64, len: usize, nonblock: bool) -> Result<usize, ConsoleError> {
+    pub fn write_user(
+        &self,
+        registers: &Registers,
+        index: u16,
+        addr: u64,
+        len: usize,
+        nonblock: bool,
+    ) -> Result<usize, ConsoleError> {
         if self.is_closed() {
             return Err(ConsoleError::Closed);
         }
@@ -103,7 +110,14 @@ impl Output {
     }
 
     /// Hands over as many pages as one request takes, and waits for them.
-    fn write_pages(&self, registers: &Registers, index: u16, addr: u64, len: usize, nonblock: bool) -> Result<usize, ConsoleError> {
+    fn write_pages(
+        &self,
+        registers: &Registers,
+        index: u16,
+        addr: u64,
+        len: usize,
+        nonblock: bool,
+    ) -> Result<usize, ConsoleError> {
         let mut pieces = ArrayVec::<Piece, PIECES>::new();
         let mut frames = Vec::with_capacity(PIECES);
         let mut taken = 0;
@@ -172,7 +186,7 @@ impl Output {
     }
 
     fn write_copy(&self, registers: &Registers, index: u16, bytes: &[u8], nonblock: bool) -> Result<(), ConsoleError> {
-        let mut submit = || {
+        let submit = || {
             let mut s = self.state.lock();
             if s.free_slots.is_empty() || s.queue.room() == 0 {
                 s.reap();
