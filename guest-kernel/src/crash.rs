@@ -123,10 +123,57 @@ fn registers(f: &TrapFrame, cr2: u64) {
     ));
 }
 
+/// Names of the exceptions. Intel SDM vol. 3A table 6-1.
+const EXCEPTIONS: [&str; 22] = [
+    "divide error",
+    "debug",
+    "NMI",
+    "breakpoint",
+    "overflow",
+    "bound range",
+    "invalid opcode",
+    "no FPU",
+    "double fault",
+    "coprocessor overrun",
+    "invalid TSS",
+    "segment not present",
+    "stack segment fault",
+    "general protection",
+    "page fault",
+    "reserved",
+    "x87 error",
+    "alignment check",
+    "machine check",
+    "SIMD error",
+    "virtualization",
+    "control protection",
+];
+
+/// What kind of access a page fault's error code tells of. Intel SDM vol. 3A 4.7.
+fn access(error: u64) -> &'static str {
+    match error {
+        e if e & 16 != 0 => "execution",
+        e if e & 2 != 0 => "write",
+        _ => "read",
+    }
+}
+
 /// An exception in ring 0 that has no fixup.
 pub fn kernel_exception(frame: &TrapFrame, cr2: u64) -> ! {
     begin();
-    log::emergency(format_args!("kernel panic: exception {} in ring 0, error code {:#x}", frame.vector, frame.error));
+    let name = EXCEPTIONS.get(frame.vector as usize).copied().unwrap_or("unknown exception");
+    match frame.vector {
+        14 if (task_slot::BASE..task_slot::STACK_BOTTOM).contains(&cr2) => {
+            log::emergency(format_args!("kernel panic: {} of the kernel stack's guard page at {cr2:#x}", access(frame.error)));
+        }
+        14 => {
+            log::emergency(format_args!("kernel panic: page fault in ring 0: {} of {cr2:#x}", access(frame.error)));
+        }
+        v => {
+            let error = frame.error;
+            log::emergency(format_args!("kernel panic: {name} (vector {v}) in ring 0, error code {error:#x}"));
+        }
+    }
     who();
     registers(frame, cr2);
     frame_line(frame.rip);

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match execute(cli, start) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("taskvisor: {error}");
+            say(format_args!("taskvisor: {error}\n"));
             ExitCode::from(error.downcast_ref::<LaunchError>().map_or(EXIT_VMM, LaunchError::exit_code))
         }
     }
@@ -34,13 +34,13 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             logger::install(&config.log, config.log_level);
             let ended = launch::run(&config, start)?;
             if let Some(report) = &ended.report {
-                eprint!("taskvisor: {report}");
+                say(format_args!("taskvisor: {report}"));
             }
             if let Some(message) = ended.end.message() {
-                eprintln!("taskvisor: {message}");
+                say(format_args!("taskvisor: {message}\n"));
             }
             if let Some(stats) = &ended.stats {
-                eprint!("{stats}");
+                say(format_args!("{stats}"));
             }
             Ok(ended.end.exit_code())
         }
@@ -75,6 +75,11 @@ fn usage(error: &clap::Error) -> ExitCode {
     let useful = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let useful = useful.filter(|line| !line.is_empty() && !line.starts_with("For more"));
     let line = useful.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
-    eprintln!("taskvisor: {} (see taskvisor --help)", line.strip_prefix("error: ").unwrap_or(&line));
+    say(format_args!("taskvisor: {} (see taskvisor --help)\n", line.strip_prefix("error: ").unwrap_or(&line)));
     ExitCode::from(EXIT_VMM)
+}
+
+/// Writes to stderr. A closed pipe behind it changes nothing, least of all the exit code (`eprint!` would panic).
+fn say(text: std::fmt::Arguments<'_>) {
+    let _ = std::io::stderr().write_fmt(text);
 }
