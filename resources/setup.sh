@@ -78,7 +78,7 @@ if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
     echo "setup: installing $(IFS=,; echo "${missing_what[*]}")"
     export DEBIAN_FRONTEND=noninteractive
     # Package lists may be stale or absent: one update, once.
-    apt-get update -qq
+    apt-get update -qq 2>/dev/null || true
     complete=1
     if ((${#packages[@]} > 0)); then
         apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null || complete=0
