@@ -26,7 +26,7 @@ errnos! {
     ENOMEM = 12; EACCES = 13; EFAULT = 14; EBUSY = 16; EEXIST = 17; EXDEV = 18; ENODEV = 19; ENOTDIR = 20; EISDIR = 21;
     EINVAL = 22; ENFILE = 23; EMFILE = 24; ENOTTY = 25; ETXTBSY = 26; EFBIG = 27; ENOSPC = 28; ESPIPE = 29; EROFS = 30;
     EMLINK = 31; EPIPE = 32; EDOM = 33; ERANGE = 34; EDEADLK = 35; ENAMETOOLONG = 36; ENOSYS = 38; ENOTEMPTY = 39; ELOOP = 40;
-    EOVERFLOW = 75; EOPNOTSUPP = 95; EAFNOSUPPORT = 97; ENOBUFS = 105; ETIMEDOUT = 110; EOWNERDEAD = 130;
+    EOVERFLOW = 75; ELIBBAD = 80; EOPNOTSUPP = 95; EAFNOSUPPORT = 97; ENOBUFS = 105; ETIMEDOUT = 110; EOWNERDEAD = 130;
     // Never seen by programs: the way back to ring 3 turns them into a restart or EINTR (Linux include/linux/errno.h).
     // Restart unless the signal's handler lacks SA_RESTART.
     ERESTARTSYS = 512;
@@ -48,6 +48,17 @@ impl core::fmt::Debug for Errno {
 impl From<crate::mm::user::Fault> for Errno {
     fn from(_: crate::mm::user::Fault) -> Self {
         Self::EFAULT
+    }
+}
+
+impl From<crate::mm::address_space::MapError> for Errno {
+    fn from(e: crate::mm::address_space::MapError) -> Self {
+        use crate::mm::address_space::MapError;
+        match e {
+            MapError::BadRange => Self::EINVAL,
+            MapError::Occupied => Self::EEXIST,
+            MapError::NotMapped | MapError::NoMemory => Self::ENOMEM,
+        }
     }
 }
 

@@ -588,6 +588,23 @@ impl Inner {
         self.vmas.range(first..end.max(first)).map(|(_, v)| v).filter(move |v| v.end > start && v.start < end)
     }
 
+    /// Whether something is mapped in `[start, end)`.
+    pub fn occupied(&self, start: u64, end: u64) -> bool {
+        self.overlapping(start, end).next().is_some()
+    }
+
+    /// Whether `[start, end)` is mapped without a hole.
+    pub fn covered(&self, start: u64, end: u64) -> bool {
+        let mut at = start;
+        for vma in self.overlapping(start, end) {
+            if vma.start > at {
+                return false;
+            }
+            at = vma.end;
+        }
+        at >= end
+    }
+
     fn split_at(&mut self, at: u64) {
         let Some(vma) = self.vmas.range_mut(..at).next_back().map(|(_, v)| v).filter(|v| at < v.end) else { return };
         let upper = vma.split_off(at);

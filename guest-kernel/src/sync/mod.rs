@@ -15,7 +15,7 @@ mod spinlock;
 mod wait_queue;
 
 pub use mutex::{Mutex, MutexGuard};
-pub use spinlock::{IrqGuard, SpinLock};
+pub use spinlock::{IrqGuard, SpinLock, SpinLockGuard};
 pub use wait_queue::{Interrupted, WaitQueue, Waiter, WakeKey, WakeTarget};
 
 mod boot_cell;

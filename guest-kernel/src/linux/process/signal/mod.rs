@@ -1,0 +1,145 @@
+//! Signals: numbers, information, what is pending, what a process does about each.
+//!
+//! `send` posts them, `deliver` takes them on the way to ring 3, `frame` builds and reads the frames on user stacks, `calls`
+//! are the system calls. All that several threads may touch is guarded by `Process::signals` (and `Thread::pending` under
+//! it), as Linux's siglock does.
+
+mod calls;
+mod deliver;
+mod frame;
+mod info;
+mod send;
+
+pub use calls::*;
+pub use deliver::{before_user, restore_mask, set_temporary_mask};
+pub use frame::sigreturn;
+pub use info::{Action, Pending, SigInfo, code, flags};
+pub use send::{
+    force, notify_parent, recalculate, send_info, send_info_to_thread, send_to_current_thread, send_to_group,
+    send_to_process, start_group_exit,
+};
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::task::Task;
+
+macro_rules! signals {
+    ($($name:ident = $n:literal)*) => {
+        $(#[allow(missing_docs)] pub const $name: u32 = $n;)*
+        /// The signal's name, for reports.
+        pub fn name(sig: u32) -> &'static str {
+            match sig { $($n => stringify!($name),)* 32..=64 => "SIGRT", _ => "SIG?" }
+        }
+    };
+}
+
+// Linux arch/x86/include/uapi/asm/signal.h.
+signals! {
+    SIGHUP = 1 SIGINT = 2 SIGQUIT = 3 SIGILL = 4 SIGTRAP = 5 SIGABRT = 6 SIGBUS = 7 SIGFPE = 8 SIGKILL = 9 SIGUSR1 = 10
+    SIGSEGV = 11 SIGUSR2 = 12 SIGPIPE = 13 SIGALRM = 14 SIGTERM = 15 SIGSTKFLT = 16 SIGCHLD = 17 SIGCONT = 18
+    SIGSTOP = 19 SIGTSTP = 20 SIGTTIN = 21 SIGTTOU = 22 SIGURG = 23 SIGXCPU = 24 SIGXFSZ = 25 SIGVTALRM = 26
+    SIGPROF = 27 SIGWINCH = 28 SIGIO = 29 SIGPWR = 30 SIGSYS = 31
+}
+
+/// Largest signal number (`_NSIG`).
+pub const MAX_SIGNAL: u32 = 64;
+/// First real-time signal: from here on signals queue.
+pub const FIRST_REALTIME: u32 = 32;
+
+/// A set of signals: bit n-1 is signal n, as in user memory.
+pub type SigSet = u64;
+
+/// The set of one signal.
+pub const fn bit(sig: u32) -> SigSet {
+    1 << ((sig - 1) & 63)
+}
+
+/// Can't be blocked, caught or ignored.
+pub const UNBLOCKABLE: SigSet = bit(SIGKILL) | bit(SIGSTOP);
+/// Stop the process by default.
+pub const STOPPING: SigSet = bit(SIGSTOP) | bit(SIGTSTP) | bit(SIGTTIN) | bit(SIGTTOU);
+/// Ignored by default.
+const IGNORED_BY_DEFAULT: SigSet = bit(SIGCHLD) | bit(SIGURG) | bit(SIGWINCH) | bit(SIGCONT);
+/// End the process with a report by default (Linux: with a core dump).
+pub const REPORTED: SigSet = bit(SIGQUIT)
+    | bit(SIGILL)
+    | bit(SIGTRAP)
+    | bit(SIGABRT)
+    | bit(SIGBUS)
+    | bit(SIGFPE)
+    | bit(SIGSEGV)
+    | bit(SIGXCPU)
+    | bit(SIGXFSZ)
+    | bit(SIGSYS);
+/// Raised by the instruction itself; taken before all others.
+const SYNCHRONOUS: SigSet = bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
+
+/// The part of a process that its threads' signals depend on; guarded by `Process::signals`.
+pub struct SignalState {
+    /// Living threads.
+    pub threads: Vec<Arc<Task>>,
+    /// Pending for the process.
+    pub shared: Pending,
+    /// Actions that are not the default one.
+    actions: Vec<(u32, Action)>,
+    /// Signals with action SIG_IGN.
+    pub ignored: SigSet,
+    /// All threads stop at their next way to ring 3.
+    pub stopped: bool,
+    /// The signal that stopped it, until wait4 has reported it; 0: none.
+    pub stop_report: u32,
+    /// Continued, until wait4 has reported it.
+    pub continue_report: bool,
+}
+
+impl SignalState {
+    /// Default actions, nothing pending.
+    pub const fn new() -> Self {
+        Self {
+            threads: Vec::new(),
+            shared: Pending::new(),
+            actions: Vec::new(),
+            ignored: 0,
+            stopped: false,
+            stop_report: 0,
+            continue_report: false,
+        }
+    }
+
+    /// For a child: the same actions, nothing pending.
+    pub fn fork(&self) -> Self {
+        Self { actions: self.actions.clone(), ignored: self.ignored, ..Self::new() }
+    }
+
+    /// What the process does about a signal.
+    pub fn action(&self, sig: u32) -> Action {
+        self.actions.iter().find(|(s, _)| *s == sig).map_or(Action::DEFAULT, |(_, a)| *a)
+    }
+
+    /// Replaces an action.
+    pub fn set_action(&mut self, sig: u32, action: Action) {
+        self.actions.retain(|(s, _)| *s != sig);
+        self.ignored &= !bit(sig);
+        if action.handler == Action::IGNORE {
+            self.ignored |= bit(sig);
+        }
+        if action != Action::DEFAULT {
+            self.actions.push((sig, action));
+        }
+    }
+
+    /// Handlers go back to the default, ignored stays ignored (exec, CLONE_CLEAR_SIGHAND).
+    pub fn reset_handlers(&mut self) {
+        self.actions.retain(|(_, a)| a.handler == Action::IGNORE);
+        for (_, a) in &mut self.actions {
+            *a = Action { handler: Action::IGNORE, ..Action::DEFAULT };
+        }
+    }
+
+    /// Whether a signal, once taken, would do nothing.
+    pub fn discards(&self, sig: u32) -> bool {
+        self.ignored & bit(sig) != 0
+            || (IGNORED_BY_DEFAULT & bit(sig) != 0 && self.action(sig).handler == Action::DEFAULT.handler)
+    }
+}

@@ -1,0 +1,301 @@
+//! Timers that send signals: setitimer, alarm, timer_create and its kin. Wall-clock time only: timers on CPU time
+//! (ITIMER_VIRTUAL, ITIMER_PROF, CPU clocks) are refused.
+//!
+//! A [`Timer`] fires in interrupt context; a fire that lost the race with a change finds that its time has not come.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use vcpu_sched::ids::Nanos;
+
+use super::signal::{self, MAX_SIGNAL, SIGALRM, SigInfo, code};
+use super::times::{from_timespec, to_timespec, to_timeval};
+use super::{Process, Thread, identity};
+use crate::linux::errno::{Errno, SysResult};
+use crate::mm::user;
+use crate::sync::SpinLock;
+use crate::task::Task;
+use crate::time;
+use crate::time::timer::{TimerHandle, TimerTarget, call_at};
+
+const ITIMER_REAL: u64 = 0;
+const TIMER_ABSTIME: u64 = 1;
+/// `sigev_notify`: Linux include/uapi/asm-generic/siginfo.h.
+const SIGEV_SIGNAL: u32 = 0;
+const SIGEV_NONE: u32 = 1;
+const SIGEV_THREAD: u32 = 2;
+const SIGEV_THREAD_ID: u32 = 4;
+/// POSIX timers of one process (Linux: RLIMIT_SIGPENDING).
+const MAX_TIMERS: usize = 1024;
+const SECOND: u64 = 1_000_000_000;
+
+/// A process's timers.
+pub struct Timers {
+    real: Option<Arc<Timer>>,
+    posix: BTreeMap<i32, Arc<Timer>>,
+    next_id: i32,
+}
+
+impl Timers {
+    /// None.
+    pub const fn new() -> Self {
+        Self { real: None, posix: BTreeMap::new(), next_id: 0 }
+    }
+
+    /// Deletes the POSIX timers (exec).
+    pub fn forget_posix(&mut self) {
+        core::mem::take(&mut self.posix).values().for_each(|t| {
+            t.set(None, 0);
+        });
+    }
+}
+
+/// Stops all timers of an ending process.
+pub fn end(process: &Process) {
+    let timers = core::mem::replace(&mut *process.timers.lock(), Timers::new());
+    timers.real.iter().chain(timers.posix.values()).for_each(|t| {
+        t.set(None, 0);
+    });
+}
+
+enum Notify {
+    /// SIGALRM, from the kernel.
+    Alarm,
+    Nothing,
+    /// To the process, or to one thread of it.
+    Signal { info: SigInfo, thread: Option<Weak<Task>> },
+}
+
+struct State {
+    /// When it fires; `None`: disarmed.
+    next: Option<Nanos>,
+    interval: u64,
+    handle: Option<TimerHandle>,
+}
+
+/// One timer.
+pub struct Timer {
+    me: Weak<Timer>,
+    process: Weak<Process>,
+    notify: Notify,
+    realtime: bool,
+    state: SpinLock<State>,
+    overrun: AtomicU32,
+}
+
+impl Timer {
+    fn new(process: &Arc<Process>, notify: Notify, realtime: bool) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            process: Arc::downgrade(process),
+            notify,
+            realtime,
+            state: SpinLock::new(State { next: None, interval: 0, handle: None }),
+            overrun: AtomicU32::new(0),
+        })
+    }
+
+    /// Arms or disarms it; returns the time that was left and the interval.
+    fn set(&self, next: Option<Nanos>, interval: u64) -> (u64, u64) {
+        let (old, handle) = {
+            let mut s = self.state.lock();
+            let old = Self::remaining(&s);
+            let handle = s.handle.take();
+            s.next = next;
+            s.interval = interval;
+            if let (Some(at), Some(me)) = (next, self.me.upgrade()) {
+                s.handle = Some(call_at(at, me));
+            }
+            (old, handle)
+        };
+        if let Some(h) = handle {
+            h.cancel();
+        }
+        old
+    }
+
+    fn get(&self) -> (u64, u64) {
+        Self::remaining(&self.state.lock())
+    }
+
+    fn remaining(s: &State) -> (u64, u64) {
+        // An armed timer never shows 0: that would say disarmed.
+        (s.next.map_or(0, |n| n.0.saturating_sub(time::now().0).max(1)), s.interval)
+    }
+}
+
+impl TimerTarget for Timer {
+    fn fire(&self) {
+        {
+            let mut s = self.state.lock();
+            let now = time::now();
+            let Some(at) = s.next.filter(|at| *at <= now) else { return };
+            // The handle is spent: it named the shot that brought us here.
+            s.handle = None;
+            s.next = None;
+            if s.interval != 0 {
+                let missed = (now.0 - at.0) / s.interval;
+                let next = Nanos(at.0.saturating_add(s.interval.saturating_mul(missed + 1)));
+                self.overrun.fetch_add(missed as u32, Ordering::Relaxed);
+                s.next = Some(next);
+                s.handle = self.me.upgrade().map(|me| call_at(next, me));
+            }
+        }
+        let Some(process) = self.process.upgrade() else { return };
+        match &self.notify {
+            Notify::Nothing => {}
+            Notify::Alarm => {
+                signal::send_info(&process, SigInfo::kernel(SIGALRM));
+            }
+            Notify::Signal { info, thread } => {
+                let overrun = self.overrun.swap(0, Ordering::Relaxed);
+                let mut info = *info;
+                info.fields[0] |= u64::from(overrun) << 32;
+                match thread.as_ref().map(Weak::upgrade) {
+                    None => signal::send_info(&process, info),
+                    Some(Some(t)) => signal::send_info_to_thread(&process, &t, info),
+                    Some(None) => false,
+                };
+            }
+        }
+    }
+}
+
+fn real_timer(p: &Arc<Process>) -> Arc<Timer> {
+    let new = Timer::new(p, Notify::Alarm, false);
+    p.timers.lock().real.get_or_insert(new).clone()
+}
+
+fn after(delay: u64) -> Option<Nanos> {
+    (delay != 0).then(|| Nanos(time::now().0.saturating_add(delay)))
+}
+
+/// alarm(2).
+pub fn alarm(thread: &Thread, seconds: u64) -> SysResult {
+    let delay = u64::from(seconds as u32) * SECOND;
+    let (left, _) = real_timer(&thread.process).set(after(delay), 0);
+    // Rounded, but never down to "none".
+    Ok(if left == 0 { 0 } else { ((left + SECOND / 2) / SECOND).max(1) })
+}
+
+fn interval_words((left, interval): (u64, u64)) -> [u64; 4] {
+    let ([a, b], [c, d]) = (to_timeval(Nanos(interval)), to_timeval(Nanos(left.next_multiple_of(1000))));
+    [a, b, c, d]
+}
+
+/// getitimer(2).
+pub fn getitimer(thread: &Thread, which: u64, out: u64) -> SysResult {
+    if which != ITIMER_REAL {
+        return Err(Errno::EINVAL);
+    }
+    user::write(out, &interval_words(real_timer(&thread.process).get()))?;
+    Ok(0)
+}
+
+/// setitimer(2).
+pub fn setitimer(thread: &Thread, which: u64, new: u64, old: u64) -> SysResult {
+    if which != ITIMER_REAL {
+        return Err(Errno::EINVAL);
+    }
+    let [a, b, c, d] = if new == 0 { [0; 4] } else { user::read::<[i64; 4]>(new)? };
+    let nanos = |s: i64, us: i64| from_timespec([s, us.checked_mul(1000).ok_or(Errno::EINVAL)?]);
+    let (interval, value) = (nanos(a, b)?, nanos(c, d)?);
+    let was = real_timer(&thread.process).set(after(value.0), interval.0);
+    if old != 0 {
+        user::write(old, &interval_words(was))?;
+    }
+    Ok(0)
+}
+
+/// timer_create(2).
+pub fn timer_create(thread: &Thread, clock: u64, event: u64, out: u64) -> SysResult {
+    let realtime = match clock {
+        0 | 11 => true,
+        1 | 7 => false,
+        2 | 3 => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EINVAL),
+    };
+    let process = &thread.process;
+    let id = {
+        let mut t = process.timers.lock();
+        if t.posix.len() >= MAX_TIMERS {
+            return Err(Errno::EAGAIN);
+        }
+        t.next_id = (t.next_id + 1) & i32::MAX;
+        t.next_id
+    };
+    // struct sigevent: value, signo, notify, thread id.
+    let [value, how, target] = if event == 0 {
+        [id as u64, u64::from(SIGALRM), 0]
+    } else {
+        user::read::<[u64; 3]>(event)?
+    };
+    let (signo, notify) = (how as u32, (how >> 32) as u32);
+    if notify != SIGEV_NONE && !(1..=MAX_SIGNAL).contains(&signo) {
+        return Err(Errno::EINVAL);
+    }
+    let info = SigInfo { signo, code: code::SI_TIMER, fields: [id as u64, value, 0, 0], ..SigInfo::default() };
+    let notify = match notify {
+        SIGEV_NONE => Notify::Nothing,
+        SIGEV_SIGNAL | SIGEV_THREAD => Notify::Signal { info, thread: None },
+        SIGEV_THREAD_ID => {
+            let task = identity::task_by_tid(thread, target as u32).ok_or(Errno::EINVAL)?;
+            if super::thread_of(&task).is_none_or(|t| !Arc::ptr_eq(&t.process, process)) {
+                return Err(Errno::EINVAL);
+            }
+            Notify::Signal { info, thread: Some(Arc::downgrade(&task)) }
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    let timer = Timer::new(process, notify, realtime);
+    user::write(out, &id)?;
+    process.timers.lock().posix.insert(id, timer);
+    Ok(0)
+}
+
+fn posix_timer(thread: &Thread, id: u64) -> Result<Arc<Timer>, Errno> {
+    thread.process.timers.lock().posix.get(&(id as i32)).cloned().ok_or(Errno::EINVAL)
+}
+
+fn spec_words((left, interval): (u64, u64)) -> [u64; 4] {
+    let ([a, b], [c, d]) = (to_timespec(Nanos(interval)), to_timespec(Nanos(left)));
+    [a, b, c, d]
+}
+
+/// timer_settime(2).
+pub fn timer_settime(thread: &Thread, id: u64, flags: u64, new: u64, old: u64) -> SysResult {
+    let timer = posix_timer(thread, id)?;
+    let [a, b, c, d] = user::read::<[i64; 4]>(new)?;
+    let (interval, value) = (from_timespec([a, b])?, from_timespec([c, d])?);
+    let next = match (value.0, flags & TIMER_ABSTIME != 0) {
+        (0, _) => None,
+        (v, true) if timer.realtime => Some(Nanos(v.saturating_sub(time::wall::offset().0))),
+        (v, true) => Some(Nanos(v)),
+        (v, false) => after(v),
+    };
+    timer.overrun.store(0, Ordering::Relaxed);
+    let was = timer.set(next, interval.0);
+    if old != 0 {
+        user::write(old, &spec_words(was))?;
+    }
+    Ok(0)
+}
+
+/// timer_gettime(2).
+pub fn timer_gettime(thread: &Thread, id: u64, out: u64) -> SysResult {
+    user::write(out, &spec_words(posix_timer(thread, id)?.get()))?;
+    Ok(0)
+}
+
+/// timer_getoverrun(2).
+pub fn timer_getoverrun(thread: &Thread, id: u64) -> SysResult {
+    Ok(u64::from(posix_timer(thread, id)?.overrun.load(Ordering::Relaxed)))
+}
+
+/// timer_delete(2).
+pub fn timer_delete(thread: &Thread, id: u64) -> SysResult {
+    let timer = thread.process.timers.lock().posix.remove(&(id as i32)).ok_or(Errno::EINVAL)?;
+    timer.set(None, 0);
+    Ok(0)
+}

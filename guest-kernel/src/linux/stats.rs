@@ -1,0 +1,90 @@
+//! `--stats`: what was counted, as report lines at the end of the guest.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::names;
+use crate::boot::cmdline;
+use crate::cpu;
+use crate::log::report;
+use crate::task;
+use crate::time;
+
+static ON: AtomicBool = AtomicBool::new(false);
+/// Calls by number; the last one counts all numbers beyond.
+static CALLS: [AtomicU64; names::LIMIT + 1] = [const { AtomicU64::new(0) }; names::LIMIT + 1];
+/// Those of them that this kernel doesn't have.
+static UNKNOWN: [AtomicU64; names::LIMIT + 1] = [const { AtomicU64::new(0) }; names::LIMIT + 1];
+
+/// Reads the command line. Returns whether calls are to be counted.
+pub fn init() -> bool {
+    let on = cmdline::flag("stats");
+    ON.store(on, Ordering::Relaxed);
+    on
+}
+
+fn slot(nr: u64) -> usize {
+    usize::try_from(nr).unwrap_or(names::LIMIT).min(names::LIMIT)
+}
+
+/// One more call.
+pub fn count(nr: u64) {
+    CALLS[slot(nr)].fetch_add(1, Ordering::Relaxed);
+}
+
+/// A call that isn't there.
+pub fn unknown(nr: u64) {
+    if UNKNOWN[slot(nr)].fetch_add(1, Ordering::Relaxed) == 0 {
+        match names::name(nr) {
+            Some(n) => crate::debug!("system call {n} ({nr}) of {} is not supported: ENOSYS", task::current().name()),
+            None => crate::debug!("system call {nr} of {} does not exist: ENOSYS", task::current().name()),
+        }
+    }
+}
+
+fn lines(title: &str, counts: &[AtomicU64]) {
+    for (nr, c) in counts.iter().enumerate().filter(|(_, c)| c.load(Ordering::Relaxed) != 0) {
+        let c = c.load(Ordering::Relaxed);
+        match names::name(nr as u64) {
+            Some(n) => report(format_args!("stats: {title} {n} {c}")),
+            None => report(format_args!("stats: {title} {nr} {c}")),
+        }
+    }
+}
+
+/// Prints everything, if it was asked for.
+pub fn print() {
+    if !ON.load(Ordering::Relaxed) {
+        return;
+    }
+    lines("unknown", &UNKNOWN);
+    lines("syscall", &CALLS);
+    for c in cpu::all() {
+        let s = &c.stats;
+        let v = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        report(format_args!(
+            "stats: cpu {} switches {} faults {} syscalls {} timer_interrupts {} reschedule_ipis {} shootdown_ipis {} excursions {}",
+            c.id,
+            v(&s.switches),
+            v(&s.faults),
+            v(&s.syscalls),
+            v(&s.timer_interrupts),
+            v(&s.reschedule_ipis),
+            v(&s.shootdown_ipis),
+            v(&s.excursions)
+        ));
+    }
+    for t in task::table::snapshot() {
+        let s = &t.stats;
+        let v = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        report(format_args!(
+            "stats: task {} \"{}\" run_us {} voluntary {} involuntary {} migrations {} faults {}",
+            t.id,
+            t.name(),
+            time::ticks_to_nanos(v(&s.run_ticks)).0 / 1000,
+            v(&s.voluntary),
+            v(&s.involuntary),
+            v(&s.migrations),
+            v(&s.faults)
+        ));
+    }
+}
