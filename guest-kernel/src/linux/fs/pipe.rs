@@ -1,0 +1,622 @@
+//! Pipes, named and not, and socket pairs made of two of them.
+//!
+//! Bytes lie in a ring of frames and move straight between those and user memory. The ring is guarded by a sleeping lock, since
+//! user memory may fault; its fill level is repeated in an atomic, on which waiting readers and writers look. Invariants:
+//! - A write of at most `PIPE_BUF` bytes goes in as a whole or not at all.
+//! - A waiting reader is woken when the ring stops being empty, a waiting writer when `PIPE_BUF` bytes of room appear; each
+//!   passes the wake-up on if something is left. Once somebody polls, every transfer wakes (edge-triggered epoll needs it).
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use super::inode::{Inode, Metadata, device, mode};
+use super::io::IoCursor;
+use super::open_file::{Events, File, FileRef, Flags, OpenFile};
+use crate::linux::errno::{Errno, SysResult};
+use crate::linux::process::Process;
+use crate::mm::frame;
+use crate::mm::layout::PAGE_SIZE;
+use crate::mm::{PhysAddr, user};
+use crate::sync::{Interrupted, Mutex, WaitQueue};
+use crate::time;
+
+/// Bytes that go in at once (PIPE_BUF).
+const PIPE_BUF: usize = 4096;
+/// Capacity of a new pipe.
+const DEFAULT_CAPACITY: usize = 64 << 10;
+/// Largest capacity (/proc/sys/fs/pipe-max-size).
+const MAX_CAPACITY: usize = 1 << 20;
+const PAGE: usize = PAGE_SIZE as usize;
+/// Bytes that can be read now. Linux include/uapi/asm-generic/ioctls.h.
+const FIONREAD: u32 = 0x541b;
+
+struct Ring {
+    /// Frames by position, made when they are first needed.
+    frames: Box<[Option<PhysAddr>]>,
+    head: usize,
+    len: usize,
+}
+
+impl Ring {
+    fn new(capacity: usize) -> Self {
+        Self { frames: alloc::vec![None; capacity / PAGE].into(), head: 0, len: 0 }
+    }
+
+    fn capacity(&self) -> usize {
+        self.frames.len() * PAGE
+    }
+
+    /// The connected piece at a position: bytes from there to the end of its frame.
+    fn piece(&mut self, position: usize) -> Result<&'static mut [u8], Errno> {
+        let at = position % self.capacity();
+        let slot = &mut self.frames[at / PAGE];
+        let f = match *slot {
+            Some(f) => f,
+            None => *slot.insert(frame::alloc()?),
+        };
+        // SAFETY: the frame is the ring's until it drops, and the ring is locked while the piece is used.
+        Ok(unsafe { core::slice::from_raw_parts_mut(f.as_ptr::<u8>().add(at % PAGE), PAGE - at % PAGE) })
+    }
+
+    /// Moves as many bytes as there are to the buffers.
+    fn drain(&mut self, io: &mut IoCursor<'_>) -> Result<usize, Errno> {
+        let mut done = 0;
+        while self.len > 0 && io.left() > 0 {
+            let (head, len) = (self.head, self.len);
+            let piece = self.piece(head)?;
+            let n = piece.len().min(len).min(io.left());
+            match io.put(&piece[..n]) {
+                Ok(k) => {
+                    self.head += k;
+                    self.len -= k;
+                    done += k;
+                    if k < n {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        if self.len == 0 {
+            self.head = 0; // the first frame again: it is warm
+        }
+        self.head %= self.capacity();
+        Ok(done)
+    }
+
+    /// Moves as many bytes as fit from the buffers.
+    fn fill(&mut self, io: &mut IoCursor<'_>) -> Result<usize, Errno> {
+        let mut done = 0;
+        while self.len < self.capacity() && io.left() > 0 {
+            let room = self.capacity() - self.len;
+            let at = self.head + self.len;
+            let piece = match self.piece(at) {
+                Ok(p) => p,
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            };
+            let n = piece.len().min(room).min(io.left());
+            match io.take(&mut piece[..n]) {
+                Ok(k) => {
+                    self.len += k;
+                    done += k;
+                    if k < n {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Changes the capacity; what is in it is kept.
+    fn resize(&mut self, capacity: usize) -> Result<(), Errno> {
+        if capacity < self.len {
+            return Err(Errno::EBUSY);
+        }
+        let mut new = Ring::new(capacity);
+        while self.len > 0 {
+            let (head, len) = (self.head, self.len);
+            let from = self.piece(head)?;
+            let to = new.piece(new.len)?;
+            let n = from.len().min(len).min(to.len());
+            to[..n].copy_from_slice(&from[..n]);
+            new.len += n;
+            self.head = (self.head + n) % self.capacity();
+            self.len -= n;
+        }
+        *self = new;
+        Ok(())
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.frames.iter_mut().filter_map(Option::take).for_each(frame::put);
+    }
+}
+
+/// A pipe.
+pub struct Pipe {
+    ring: Mutex<Ring>,
+    /// Bytes in the ring; changed with it locked.
+    len: AtomicUsize,
+    capacity: AtomicUsize,
+    readers: AtomicU32,
+    writers: AtomicU32,
+    /// Ends ever opened, for the opening of named pipes.
+    readers_ever: AtomicU32,
+    writers_ever: AtomicU32,
+    /// Somebody polls: wake at every transfer.
+    polled: AtomicBool,
+    /// Readers wait here, and those who wait to open for writing.
+    readable: WaitQueue,
+    /// Writers wait here, and those who wait to open for reading.
+    writable: WaitQueue,
+    ino: u64,
+    born: u64,
+}
+
+impl Pipe {
+    /// A pipe without ends.
+    pub fn new() -> Arc<Self> {
+        static INO: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            ring: Mutex::new(Ring::new(DEFAULT_CAPACITY)),
+            len: AtomicUsize::new(0),
+            capacity: AtomicUsize::new(DEFAULT_CAPACITY),
+            readers: AtomicU32::new(0),
+            writers: AtomicU32::new(0),
+            readers_ever: AtomicU32::new(0),
+            writers_ever: AtomicU32::new(0),
+            polled: AtomicBool::new(false),
+            readable: WaitQueue::new(),
+            writable: WaitQueue::new(),
+            ino: INO.fetch_add(1, Ordering::Relaxed),
+            born: time::wall::now().0,
+        })
+    }
+
+    /// The two ends of a new pipe: to read from, to write to.
+    pub fn pair(flags: Flags) -> (FileRef, FileRef) {
+        let pipe = Self::new();
+        let read: FileRef = OpenFile::new(End::new(&pipe, None, true, false), flags);
+        let write: FileRef = OpenFile::new(End::new(&pipe, None, false, true), flags | Flags::WRONLY);
+        (read, write)
+    }
+
+    /// Opens a named pipe: waits for the other side, unless it is opened for both.
+    pub fn open_named(self: Arc<Self>, name: Arc<dyn Inode>, flags: Flags) -> Result<FileRef, Errno> {
+        let (read, write) = (flags.readable(), flags.writable());
+        if write && !read && flags.nonblock() && self.readers.load(Ordering::SeqCst) == 0 {
+            return Err(Errno::ENXIO);
+        }
+        let (readers_before, writers_before) =
+            (self.readers_ever.load(Ordering::SeqCst), self.writers_ever.load(Ordering::SeqCst));
+        let file: FileRef = OpenFile::new(End::new(&self, Some(name), read, write), flags);
+        // The other side may come and go before we look, so openings are counted too.
+        let wait = |queue: &WaitQueue, now: &AtomicU32, ever: &AtomicU32, before: u32| {
+            queue
+                .wait_interruptible(None, || {
+                    (now.load(Ordering::SeqCst) > 0 || ever.load(Ordering::SeqCst) != before).then_some(())
+                })
+                .map_err(|_| Errno::ERESTARTSYS)
+        };
+        match (read, write) {
+            (true, false) if !flags.nonblock() => wait(&self.writable, &self.writers, &self.writers_ever, writers_before)?,
+            (false, true) => wait(&self.readable, &self.readers, &self.readers_ever, readers_before)?,
+            _ => {}
+        }
+        Ok(file)
+    }
+
+    fn read(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+        if io.left() == 0 {
+            return Ok(0);
+        }
+        let mut slept = false;
+        loop {
+            if self.len.load(Ordering::Acquire) > 0 {
+                let mut ring = self.ring.lock();
+                let before = ring.len;
+                let result = ring.drain(io);
+                let after = ring.len;
+                let capacity = ring.capacity();
+                self.len.store(after, Ordering::Release);
+                drop(ring);
+                let had_room = capacity - before >= PIPE_BUF;
+                let polled = before != after && self.polled.load(Ordering::Relaxed);
+                if !had_room && capacity - after >= PIPE_BUF || polled {
+                    self.writable.wake_one();
+                }
+                if slept && after > 0 {
+                    self.readable.wake_one();
+                }
+                match result {
+                    Ok(0) => {} // another reader was quicker
+                    r => return r,
+                }
+            } else if self.writers.load(Ordering::SeqCst) == 0 {
+                // A last write before the last close has priority.
+                if self.len.load(Ordering::SeqCst) == 0 {
+                    return Ok(0);
+                }
+            } else if flags.nonblock() {
+                return Err(Errno::EAGAIN);
+            } else {
+                slept = true;
+                let ready = || {
+                    (self.len.load(Ordering::Acquire) > 0 || self.writers.load(Ordering::SeqCst) == 0).then_some(())
+                };
+                self.readable.wait_interruptible(None, ready).map_err(restart)?;
+            }
+        }
+    }
+
+    fn write(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+        if io.left() == 0 {
+            return Ok(0);
+        }
+        let mut done = 0;
+        let mut slept = false;
+        loop {
+            if self.readers.load(Ordering::SeqCst) == 0 {
+                return if done > 0 { Ok(done) } else { Err(Errno::EPIPE) };
+            }
+            // What must fit at once: small writes are atomic, large ones go on by pages.
+            let need = if done == 0 && io.left() <= PIPE_BUF { io.left() } else { PIPE_BUF.min(io.left()) };
+            if self.room() >= need {
+                let mut ring = self.ring.lock();
+                let before = ring.len;
+                if ring.capacity() - before < need {
+                    continue; // another writer was quicker
+                }
+                let result = ring.fill(io);
+                let after = ring.len;
+                self.len.store(after, Ordering::Release);
+                drop(ring);
+                let polled = before != after && self.polled.load(Ordering::Relaxed);
+                if before == 0 && after > 0 || polled {
+                    self.readable.wake_one();
+                }
+                match result {
+                    Ok(n) => done += n,
+                    Err(_) if done > 0 => return Ok(done),
+                    Err(e) => return Err(e),
+                }
+                if io.left() == 0 {
+                    if slept && self.room() >= PIPE_BUF {
+                        self.writable.wake_one();
+                    }
+                    return Ok(done);
+                }
+                if matches!(result, Ok(0)) {
+                    return if done > 0 { Ok(done) } else { Err(Errno::EFAULT) };
+                }
+            } else if flags.nonblock() {
+                return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
+            } else {
+                slept = true;
+                let ready = || (self.room() >= need || self.readers.load(Ordering::SeqCst) == 0).then_some(());
+                match self.writable.wait_interruptible(None, ready) {
+                    Ok(()) => {}
+                    Err(_) if done > 0 => return Ok(done),
+                    Err(e) => return Err(restart(e)),
+                }
+            }
+        }
+    }
+
+    fn room(&self) -> usize {
+        self.capacity.load(Ordering::Acquire).saturating_sub(self.len.load(Ordering::Acquire))
+    }
+
+    fn poll_read(&self) -> Events {
+        self.polled.store(true, Ordering::SeqCst);
+        let mut e = Events::empty();
+        if self.len.load(Ordering::SeqCst) > 0 {
+            e |= Events::READ;
+        }
+        if self.writers.load(Ordering::SeqCst) == 0 && self.writers_ever.load(Ordering::SeqCst) > 0 {
+            e |= Events::HUP;
+        }
+        e
+    }
+
+    fn poll_write(&self) -> Events {
+        self.polled.store(true, Ordering::SeqCst);
+        let mut e = Events::empty();
+        if self.room() >= PIPE_BUF {
+            e |= Events::WRITE;
+        }
+        if self.readers.load(Ordering::SeqCst) == 0 {
+            e |= Events::ERR;
+        }
+        e
+    }
+
+    fn set_capacity(&self, want: u64) -> SysResult {
+        let want = usize::try_from(want).ok().filter(|w| *w <= MAX_CAPACITY).ok_or(Errno::EPERM)?;
+        let capacity = want.max(PAGE).next_power_of_two();
+        let mut ring = self.ring.lock();
+        ring.resize(capacity)?;
+        self.capacity.store(capacity, Ordering::Release);
+        drop(ring);
+        self.writable.wake_all();
+        Ok(capacity as u64)
+    }
+
+    fn open_end(&self, read: bool, write: bool) {
+        if read {
+            self.readers.fetch_add(1, Ordering::SeqCst);
+            self.readers_ever.fetch_add(1, Ordering::SeqCst);
+            self.readable.wake_all();
+        }
+        if write {
+            self.writers.fetch_add(1, Ordering::SeqCst);
+            self.writers_ever.fetch_add(1, Ordering::SeqCst);
+            self.writable.wake_all();
+        }
+    }
+
+    fn close_end(&self, read: bool, write: bool) {
+        let last_reader = read && self.readers.fetch_sub(1, Ordering::SeqCst) == 1;
+        let last_writer = write && self.writers.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last_reader {
+            self.writable.wake_all();
+        }
+        if last_writer {
+            self.readable.wake_all();
+        }
+        if (last_reader || last_writer)
+            && self.readers.load(Ordering::SeqCst) == 0
+            && self.writers.load(Ordering::SeqCst) == 0
+        {
+            // A named pipe that nobody has open holds nothing.
+            let mut ring = self.ring.lock();
+            (ring.head, ring.len) = (0, 0);
+            self.len.store(0, Ordering::Release);
+        }
+    }
+}
+
+fn restart(_: Interrupted) -> Errno {
+    Errno::ERESTARTSYS
+}
+
+/// A pipe without a name is an object of its own: /proc/self/fd leads to it.
+impl Inode for Pipe {
+    fn metadata(&self) -> Metadata {
+        Metadata {
+            dev: device::PIPE,
+            ino: self.ino,
+            mode: mode::FIFO | 0o600,
+            nlink: 1,
+            atime: self.born,
+            mtime: self.born,
+            ctime: self.born,
+            ..Metadata::default()
+        }
+    }
+
+    fn path(&self) -> Vec<u8> {
+        alloc::format!("pipe:[{}]", self.ino).into_bytes()
+    }
+
+    fn open(self: Arc<Self>, flags: Flags, _caller: &Process) -> Result<FileRef, Errno> {
+        let name = self.clone();
+        self.open_named(name, flags)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// One open end (a named pipe can be opened for both).
+struct End {
+    pipe: Arc<Pipe>,
+    /// The name's inode, for a named pipe.
+    name: Option<Arc<dyn Inode>>,
+    read: bool,
+    write: bool,
+}
+
+impl End {
+    fn new(pipe: &Arc<Pipe>, name: Option<Arc<dyn Inode>>, read: bool, write: bool) -> Self {
+        pipe.open_end(read, write);
+        Self { pipe: pipe.clone(), name, read, write }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.pipe.close_end(self.read, self.write);
+    }
+}
+
+impl File for End {
+    fn read(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+        self.pipe.read(io, flags)
+    }
+
+    fn write(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+        self.pipe.write(io, flags)
+    }
+
+    fn poll(&self) -> Events {
+        let mut e = Events::empty();
+        if self.read {
+            e |= self.pipe.poll_read();
+        }
+        if self.write {
+            e |= self.pipe.poll_write();
+        }
+        e
+    }
+
+    fn can_wait(&self) -> bool {
+        true
+    }
+
+    fn queues(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+        if self.read {
+            visit(&self.pipe.readable);
+        }
+        if self.write {
+            visit(&self.pipe.writable);
+        }
+    }
+
+    fn ioctl(&self, _process: &Arc<Process>, command: u32, argument: u64) -> SysResult {
+        if command != FIONREAD {
+            return Err(Errno::ENOTTY);
+        }
+        user::write(argument, &(self.pipe.len.load(Ordering::Relaxed) as i32))?;
+        Ok(0)
+    }
+
+    fn inode(&self) -> Option<Arc<dyn Inode>> {
+        Some(self.name.clone().unwrap_or_else(|| self.pipe.clone()))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// fcntl(F_GETPIPE_SZ).
+///
+/// # Errors
+/// EBADF: not a pipe.
+pub fn capacity(file: &FileRef) -> SysResult {
+    let end: &End = file.file.as_any().downcast_ref().ok_or(Errno::EBADF)?;
+    Ok(end.pipe.capacity.load(Ordering::Relaxed) as u64)
+}
+
+/// fcntl(F_SETPIPE_SZ).
+///
+/// # Errors
+/// EBADF: not a pipe; EBUSY: it holds more; EPERM: too large.
+pub fn set_capacity(file: &FileRef, want: u64) -> SysResult {
+    let end: &End = file.file.as_any().downcast_ref().ok_or(Errno::EBADF)?;
+    end.pipe.set_capacity(want)
+}
+
+/// One end of a socket pair (AF_UNIX, SOCK_STREAM): a pipe in each direction.
+pub struct SocketEnd {
+    input: End,
+    output: End,
+    /// shutdown(2): the two directions.
+    closed: [AtomicBool; 2],
+}
+
+impl SocketEnd {
+    /// Two connected sockets.
+    pub fn pair(flags: Flags) -> (FileRef, FileRef) {
+        let (there, back) = (Pipe::new(), Pipe::new());
+        let make = |input: &Arc<Pipe>, output: &Arc<Pipe>| -> FileRef {
+            let (input, output) = (End::new(input, None, true, false), End::new(output, None, false, true));
+            OpenFile::new(Self { input, output, closed: [const { AtomicBool::new(false) }; 2] }, flags | Flags::RDWR)
+        };
+        (make(&back, &there), make(&there, &back))
+    }
+
+    /// shutdown(2): 0 reading, 1 writing, 2 both.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub fn shut_down(&self, how: u64) -> SysResult {
+        if how > 2 {
+            return Err(Errno::EINVAL);
+        }
+        if how != 1 && !self.closed[0].swap(true, Ordering::SeqCst) {
+            self.input.pipe.readable.wake_all();
+            self.input.pipe.close_end(true, false);
+        }
+        if how != 0 && !self.closed[1].swap(true, Ordering::SeqCst) {
+            self.output.pipe.close_end(false, true);
+        }
+        Ok(0)
+    }
+}
+
+impl Drop for SocketEnd {
+    fn drop(&mut self) {
+        // The ends' own drops take back one opening each: what shutdown has taken is put back first.
+        if *self.closed[0].get_mut() {
+            self.input.pipe.open_end(true, false);
+        }
+        if *self.closed[1].get_mut() {
+            self.output.pipe.open_end(false, true);
+        }
+    }
+}
+
+impl File for SocketEnd {
+    fn read(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+        if self.closed[0].load(Ordering::SeqCst) {
+            return Ok(0);
+        }
+        self.input.pipe.read(io, flags)
+    }
+
+    fn write(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+        if self.closed[1].load(Ordering::SeqCst) {
+            return Err(Errno::EPIPE);
+        }
+        self.output.pipe.write(io, flags)
+    }
+
+    fn poll(&self) -> Events {
+        let mut e = Events::empty();
+        let input = self.input.pipe.poll_read();
+        if input.intersects(Events::READ | Events::HUP) || self.closed[0].load(Ordering::SeqCst) {
+            e |= Events::READ;
+        }
+        if input.contains(Events::HUP) {
+            e |= Events::RDHUP;
+        }
+        let output = self.output.pipe.poll_write();
+        e |= output & Events::WRITE;
+        if output.contains(Events::ERR) && input.contains(Events::HUP) {
+            e |= Events::HUP | Events::WRITE;
+        }
+        e
+    }
+
+    fn can_wait(&self) -> bool {
+        true
+    }
+
+    fn queues(&self, visit: &mut dyn FnMut(&WaitQueue)) {
+        visit(&self.input.pipe.readable);
+        visit(&self.output.pipe.writable);
+    }
+
+    fn ioctl(&self, process: &Arc<Process>, command: u32, argument: u64) -> SysResult {
+        self.input.ioctl(process, command, argument)
+    }
+
+    fn inode(&self) -> Option<Arc<dyn Inode>> {
+        None
+    }
+
+    fn metadata(&self) -> Metadata {
+        Metadata { mode: mode::SOCKET | 0o777, ..self.input.pipe.metadata() }
+    }
+
+    fn path(&self) -> Vec<u8> {
+        alloc::format!("socket:[{}]", self.input.pipe.ino).into_bytes()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,284 @@
+//! What /proc and /sys show of the machine.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::Ordering;
+
+use super::process::line;
+use super::{Item, Out, What};
+use crate::arch::instr::cpuid;
+use crate::boot::cmdline;
+use crate::cpu;
+use crate::linux::process::identity::{RELEASE, VERSION};
+use crate::linux::process::{for_each, times};
+use crate::linux::random;
+use crate::mm::frame;
+use crate::mm::layout::PAGE_SIZE;
+use crate::time::{self, wall};
+
+const NANOS: u64 = 1_000_000_000;
+
+const fn text(name: &'static str, make: fn(&mut Out)) -> Item {
+    Item { name, what: What::Text(make) }
+}
+
+const fn dir(name: &'static str, items: &'static [Item]) -> Item {
+    Item { name, what: What::Dir(items) }
+}
+
+/// Entries of /proc, the processes left out.
+pub const PROC: &[Item] = &[
+    text("cmdline", |out| {
+        cmdline::words().enumerate().for_each(|(i, w)| {
+            out.push_str(if i > 0 { " " } else { "" });
+            out.push_str(w);
+        });
+        out.push_str("\n");
+    }),
+    text("cpuinfo", cpuinfo),
+    text("filesystems", |out| out.push_str("nodev\ttmpfs\nnodev\tproc\nnodev\tsysfs\n")),
+    text("loadavg", loadavg),
+    text("meminfo", meminfo),
+    Item { name: "mounts", what: What::Link("self/mounts") },
+    text("stat", stat),
+    dir("sys", PROC_SYS),
+    text("uptime", uptime),
+    text("version", |out| line(out, format_args!("Linux version {RELEASE} (taskvisor) {VERSION}"))),
+    text("swaps", |out| out.push_str("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n")),
+    text("vmstat", |out| line(out, format_args!("nr_free_pages {}", frame::usage().0))),
+];
+
+const PROC_SYS: &[Item] = &[
+    dir("fs", &[
+        text("file-max", |out| out.push_str("1048576\n")),
+        text("nr_open", |out| out.push_str("65536\n")),
+        text("pipe-max-size", |out| out.push_str("1048576\n")),
+    ]),
+    dir("kernel", &[
+        text("cap_last_cap", |out| out.push_str("40\n")),
+        text("hostname", |out| out.push_str("taskvisor\n")),
+        text("domainname", |out| out.push_str("(none)\n")),
+        text("ngroups_max", |out| out.push_str("65536\n")),
+        text("osrelease", |out| line(out, format_args!("{RELEASE}"))),
+        text("ostype", |out| out.push_str("Linux\n")),
+        text("pid_max", |out| out.push_str("4194304\n")),
+        text("randomize_va_space", |out| out.push_str("0\n")),
+        text("threads-max", |out| out.push_str("32768\n")),
+        text("version", |out| line(out, format_args!("{VERSION}"))),
+        dir("random", &[
+            text("boot_id", |out| out.push_str("00000000-0000-4000-8000-000000000000\n")),
+            text("entropy_avail", |out| out.push_str("256\n")),
+            text("poolsize", |out| out.push_str("256\n")),
+            text("uuid", uuid),
+        ]),
+    ]),
+    dir("vm", &[
+        text("max_map_count", |out| out.push_str("65530\n")),
+        text("mmap_min_addr", |out| out.push_str("65536\n")),
+        text("overcommit_memory", |out| out.push_str("0\n")),
+    ]),
+];
+
+/// Entries of /sys.
+pub const SYS: &[Item] = &[
+    dir("devices", &[dir("system", &[dir("cpu", &[
+        text("online", cpu_list),
+        text("possible", cpu_list),
+        text("present", cpu_list),
+        text("kernel_max", |out| line(out, format_args!("{}", cpu::MAX_CPUS - 1))),
+    ])])]),
+    dir("kernel", &[dir("mm", &[dir("transparent_hugepage", &[
+        text("enabled", |out| out.push_str("always madvise [never]\n")),
+    ])])]),
+];
+
+/// One bit for each CPU.
+pub fn cpu_mask() -> u64 {
+    u64::MAX >> (64 - cpu::count().clamp(1, 64))
+}
+
+/// CPUs as ranges: "0-3,5".
+pub struct CpuList(pub u64);
+
+impl fmt::Display for CpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0;
+        let mut separator = "";
+        while rest != 0 {
+            let first = rest.trailing_zeros();
+            let run = (rest >> first).trailing_ones();
+            write!(f, "{separator}{first}")?;
+            if run > 1 {
+                write!(f, "-{}", first + run - 1)?;
+            }
+            rest = if first + run >= 64 { 0 } else { rest >> (first + run) << (first + run) };
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
+fn cpu_list(out: &mut Out) {
+    line(out, format_args!("{}", CpuList(cpu_mask())));
+}
+
+fn uuid(out: &mut Out) {
+    let mut b = [0; 16];
+    random::fill(&mut b);
+    // RFC 4122, 4.4: version 4.
+    b[6] = b[6] & 0x0f | 0x40;
+    b[8] = b[8] & 0x3f | 0x80;
+    for (i, byte) in b.iter().enumerate() {
+        out.push_str(if matches!(i, 4 | 6 | 8 | 10) { "-" } else { "" });
+        let _ = write!(out, "{byte:02x}");
+    }
+    out.push_str("\n");
+}
+
+/// CPUID leaf 1 ECX, EDX and leaf 7 EBX: bit and name in /proc/cpuinfo. Linux arch/x86/include/asm/cpufeatures.h.
+const FLAGS_1_EDX: &[(u32, &str)] = &[
+    (0, "fpu"), (4, "tsc"), (5, "msr"), (6, "pae"), (8, "cx8"), (9, "apic"), (15, "cmov"), (19, "clflush"), (23, "mmx"),
+    (24, "fxsr"), (25, "sse"), (26, "sse2"), (28, "ht"),
+];
+const FLAGS_1_ECX: &[(u32, &str)] = &[
+    (0, "pni"), (1, "pclmulqdq"), (9, "ssse3"), (12, "fma"), (13, "cx16"), (19, "sse4_1"), (20, "sse4_2"), (21, "x2apic"),
+    (22, "movbe"), (23, "popcnt"), (25, "aes"), (26, "xsave"), (28, "avx"), (29, "f16c"), (30, "rdrand"), (31, "hypervisor"),
+];
+const FLAGS_7_EBX: &[(u32, &str)] = &[
+    (0, "fsgsbase"), (3, "bmi1"), (5, "avx2"), (7, "smep"), (8, "bmi2"), (9, "erms"), (16, "avx512f"), (17, "avx512dq"),
+    (18, "rdseed"), (19, "adx"), (20, "smap"), (29, "sha_ni"), (30, "avx512bw"), (31, "avx512vl"),
+];
+
+/// What CPUID says, as text.
+fn words_of(registers: &[u32], out: &mut arrayvec::ArrayVec<u8, 48>) {
+    for r in registers {
+        for b in r.to_le_bytes() {
+            if b != 0 {
+                let _ = out.try_push(b);
+            }
+        }
+    }
+}
+
+fn cpuinfo(out: &mut Out) {
+    let (_, b, c, d) = cpuid(0, 0);
+    let (mut vendor, mut model_name) = (arrayvec::ArrayVec::new(), arrayvec::ArrayVec::new());
+    words_of(&[b, d, c], &mut vendor);
+    if cpuid(0x8000_0000, 0).0 >= 0x8000_0004 {
+        for leaf in 0x8000_0002..=0x8000_0004 {
+            let (a, b, c, d) = cpuid(leaf, 0);
+            words_of(&[a, b, c, d], &mut model_name);
+        }
+    }
+    let (a, _, ecx, edx) = cpuid(1, 0);
+    let ebx7 = if cpuid(0, 0).0 >= 7 { cpuid(7, 0).1 } else { 0 };
+    let base_family = a >> 8 & 15;
+    let family = if base_family == 15 { base_family + (a >> 20 & 255) } else { base_family };
+    let model = (a >> 4 & 15) | if base_family >= 6 { (a >> 16 & 15) << 4 } else { 0 };
+    let khz = time::tsc_khz().0;
+    let text = |b: &[u8]| alloc::string::String::from_utf8_lossy(b).trim().into();
+    let (vendor, model_name): (alloc::string::String, alloc::string::String) = (text(&vendor), text(&model_name));
+    let mut flags = alloc::string::String::new();
+    for (register, names) in [(edx, FLAGS_1_EDX), (ecx, FLAGS_1_ECX), (ebx7, FLAGS_7_EBX)] {
+        for (_, name) in names.iter().filter(|(bit, _)| register >> bit & 1 != 0) {
+            flags.push_str(if flags.is_empty() { "" } else { " " });
+            flags.push_str(name);
+        }
+    }
+    for c in cpu::all() {
+        line(out, format_args!("processor\t: {}\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}", c.id.0));
+        line(out, format_args!("model name\t: {model_name}\nstepping\t: {}", a & 15));
+        line(out, format_args!("cpu MHz\t\t: {}.{:03}", khz / 1000, khz % 1000));
+        line(out, format_args!("physical id\t: 0\nsiblings\t: {n}\ncore id\t\t: {}\ncpu cores\t: {n}", c.id.0, n = cpu::count()));
+        line(out, format_args!("apicid\t\t: {}\nfpu\t\t: yes\nflags\t\t: {flags}", c.apic_id()));
+        line(out, format_args!("bogomips\t: {}.{:02}\naddress sizes\t: 46 bits physical, 48 bits virtual\n", khz / 500, khz / 5 % 100));
+    }
+}
+
+/// Hundredths of a second that a CPU has idled, its present sleep not counted.
+fn idle_ticks(c: &cpu::Cpu) -> u64 {
+    let idle = c.idle.load(Ordering::Acquire);
+    // SAFETY: a CPU's idle task lives for ever; null before it is made.
+    unsafe { idle.as_ref() }.map_or(0, |t| times::clock_ticks(t.stats.run_ticks.load(Ordering::Relaxed)))
+}
+
+fn up_ticks() -> u64 {
+    time::now().0 / (NANOS / 100)
+}
+
+fn stat(out: &mut Out) {
+    let up = up_ticks();
+    let busy = |idle: u64| up.saturating_sub(idle);
+    let idle: u64 = cpu::all().map(idle_ticks).sum();
+    let all = up * u64::from(cpu::count());
+    line(out, format_args!("cpu  {} 0 0 {idle} 0 0 0 0 0 0", all.saturating_sub(idle)));
+    for c in cpu::all() {
+        let idle = idle_ticks(c);
+        line(out, format_args!("cpu{} {} 0 0 {idle} 0 0 0 0 0 0", c.id.0, busy(idle)));
+    }
+    let sum = |f: fn(&cpu::CpuStats) -> u64| cpu::all().map(|c| f(&c.stats)).sum::<u64>();
+    line(out, format_args!("intr {}", sum(|s| s.timer_interrupts.load(Ordering::Relaxed))));
+    line(out, format_args!("ctxt {}", sum(|s| s.switches.load(Ordering::Relaxed))));
+    line(out, format_args!("btime {}", wall::offset().0 / NANOS));
+    let (running, total) = process_counts();
+    line(out, format_args!("processes {total}\nprocs_running {running}\nprocs_blocked 0"));
+}
+
+/// Running and all processes.
+fn process_counts() -> (u32, u32) {
+    let (mut running, mut total) = (0, 0);
+    for_each(|p| {
+        total += 1;
+        running += u32::from(p.state_char() == 'R');
+    });
+    (running, total)
+}
+
+fn loadavg(out: &mut Out) {
+    let (running, total) = process_counts();
+    line(out, format_args!("0.00 0.00 0.00 {running}/{total} {total}"));
+}
+
+fn uptime(out: &mut Out) {
+    let up = up_ticks();
+    let idle: u64 = cpu::all().map(idle_ticks).sum();
+    line(out, format_args!("{}.{:02} {}.{:02}", up / 100, up % 100, idle / 100, idle % 100));
+}
+
+fn meminfo(out: &mut Out) {
+    let (free, total) = frame::usage();
+    let (files, _) = crate::linux::fs::memfs::usage();
+    let kib = |pages: u64| pages * (PAGE_SIZE / 1024);
+    let mut field = |name: &str, pages: u64| line(out, format_args!("{:<16}{:>8} kB", alloc::format!("{name}:"), kib(pages)));
+    field("MemTotal", total.into());
+    field("MemFree", free.into());
+    field("MemAvailable", free.into());
+    field("Buffers", 0);
+    field("Cached", files);
+    field("SwapCached", 0);
+    field("Shmem", files);
+    field("SwapTotal", 0);
+    field("SwapFree", 0);
+    field("CommitLimit", total.into());
+}
+
+const MOUNTS: [(&str, &str, &str, &str); 7] = [
+    ("rootfs", "/", "tmpfs", "ro"),
+    ("proc", "/proc", "proc", "ro"),
+    ("sysfs", "/sys", "sysfs", "ro"),
+    ("tmpfs", "/tmp", "tmpfs", "rw"),
+    ("tmpfs", "/var/tmp", "tmpfs", "rw"),
+    ("tmpfs", "/run", "tmpfs", "rw"),
+    ("tmpfs", "/dev/shm", "tmpfs", "rw"),
+];
+
+/// /proc/PID/mounts.
+pub fn mounts(out: &mut Out) {
+    MOUNTS.iter().for_each(|(what, at, kind, how)| line(out, format_args!("{what} {at} {kind} {how} 0 0")));
+}
+
+/// /proc/PID/mountinfo.
+pub fn mount_info(out: &mut Out) {
+    for (i, (what, at, kind, how)) in MOUNTS.iter().enumerate() {
+        line(out, format_args!("{} 1 0:{} / {at} {how} - {kind} {what} {how}", i + 1, i + 1));
+    }
+}
