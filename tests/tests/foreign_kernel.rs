@@ -1,7 +1,7 @@
 //! A stock Linux kernel, as a distribution ships it, starts under the VMM.
 //!
 //! Where KVM interprets ring 0, a kernel that unpacks itself is silent for minutes. What is tested there is the same kernel unpacked,
-//! by its PVH entry; the packed one must load and run without an error until its time is over.
+//! by its PVH entry (its first lines come after some 8 s there); the packed one must load and run without an error until its time is over.
 
 use std::fs;
 use std::path::PathBuf;
@@ -50,7 +50,7 @@ fn unpacked_prints_its_first_lines() {
     };
     let _beside_others = serial::shared();
     let dir = TempDir::new();
-    let outcome = boot(&dir.write("vmlinux", elf), 8);
+    let outcome = boot(&dir.write("vmlinux", elf), 25);
     outcome.expect_stdout("Linux version").expect_stdout("BIOS-provided physical RAM map");
 }
 
