@@ -195,16 +195,13 @@ fn take_one(zeroed: bool) -> Option<(u32, bool)> {
         let mut b = BUDDY.lock();
         for _ in 1..CACHE_BATCH {
             match b.take(0, zeroed) {
-                Some((pfn, true)) => c.zeroed.push(pfn),
+                Some((pfn, true)) if !c.zeroed.is_full() => c.zeroed.push(pfn),
                 Some((pfn, false)) if !c.any.is_full() => c.any.push(pfn),
-                Some((pfn, false)) => {
-                    b.give(pfn, 0, false);
+                Some((pfn, zeroed)) => {
+                    b.give(pfn, 0, zeroed);
                     break;
                 }
                 None => break,
-            }
-            if c.zeroed.is_full() {
-                break;
             }
         }
         drop(b);
