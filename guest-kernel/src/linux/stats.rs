@@ -2,7 +2,10 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use vcpu_sched::ids::CpuId;
+
 use super::names;
+use crate::arch::instr;
 use crate::boot::cmdline;
 use crate::cpu;
 use crate::log::report;
@@ -73,14 +76,19 @@ pub fn print() {
             v(&s.excursions)
         ));
     }
+    let now = instr::rdtsc();
     for t in task::table::snapshot() {
         let s = &t.stats;
+        // The present slice isn't in the counter yet.
+        let present = cpu::get(CpuId(t.cpu.load(Ordering::Relaxed)))
+            .filter(|c| core::ptr::eq(c.current.load(Ordering::Relaxed), &*t))
+            .map_or(0, |c| now.wrapping_sub(c.picked_at.load(Ordering::Relaxed)));
         let v = |c: &AtomicU64| c.load(Ordering::Relaxed);
         report(format_args!(
             "stats: task {} \"{}\" run_us {} voluntary {} involuntary {} migrations {} faults {}",
             t.id,
             t.name(),
-            time::ticks_to_nanos(v(&s.run_ticks)).0 / 1000,
+            time::ticks_to_nanos(v(&s.run_ticks) + present).0 / 1000,
             v(&s.voluntary),
             v(&s.involuntary),
             v(&s.migrations),
