@@ -131,10 +131,10 @@ fn tell_parent(process: &Arc<Process>, status: u32) {
 
 /// A stopped group that nobody can continue any more is hung up and continued (POSIX, exit).
 fn continue_orphans(pgid: u32) {
-    let stopped = table::snapshot(|p| p.pgid() == pgid && !p.zombie.load(Ordering::Relaxed) && p.signals.lock().stopped);
+    let stopped =
+        table::snapshot(|p| p.pgid() == pgid && !p.zombie.load(Ordering::Relaxed) && p.signals.lock().stopped);
     if !stopped.is_empty() && table::is_orphaned(pgid) {
         signal::send_to_group(pgid, SIGHUP);
         signal::send_to_group(pgid, SIGCONT);
     }
 }
-

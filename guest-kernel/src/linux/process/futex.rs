@@ -158,12 +158,7 @@ fn wait(
     }
     let key = key_of(addr, private)?;
     let me = current();
-    let waiter = Arc::new(Waiter {
-        task: me.to_arc(),
-        bitset,
-        key: SpinLock::new(key),
-        woken: AtomicBool::new(false),
-    });
+    let waiter = Arc::new(Waiter { task: me.to_arc(), bitset, key: SpinLock::new(key), woken: AtomicBool::new(false) });
     {
         let (mut list, found) = lock_and_load(key, addr)?;
         if found != value {

@@ -199,8 +199,7 @@ impl Process {
 
     /// TSC ticks that its threads have run, the running ones' present slices not counted.
     pub fn run_ticks(&self) -> u64 {
-        let living: u64 =
-            self.signals.lock().threads.iter().map(|t| t.stats.run_ticks.load(Ordering::Relaxed)).sum();
+        let living: u64 = self.signals.lock().threads.iter().map(|t| t.stats.run_ticks.load(Ordering::Relaxed)).sum();
         living + self.dead_ticks.load(Ordering::Relaxed)
     }
 

@@ -64,7 +64,10 @@ enum Notify {
     Alarm,
     Nothing,
     /// To the process, or to one thread of it.
-    Signal { info: SigInfo, thread: Option<Weak<Task>> },
+    Signal {
+        info: SigInfo,
+        thread: Option<Weak<Task>>,
+    },
 }
 
 struct State {
@@ -226,11 +229,8 @@ pub fn timer_create(thread: &Thread, clock: u64, event: u64, out: u64) -> SysRes
         t.next_id
     };
     // struct sigevent: value, signo, notify, thread id.
-    let [value, how, target] = if event == 0 {
-        [id as u64, u64::from(SIGALRM), 0]
-    } else {
-        user::read::<[u64; 3]>(event)?
-    };
+    let [value, how, target] =
+        if event == 0 { [id as u64, u64::from(SIGALRM), 0] } else { user::read::<[u64; 3]>(event)? };
     let (signo, notify) = (how as u32, (how >> 32) as u32);
     if notify != SIGEV_NONE && !(1..=MAX_SIGNAL).contains(&signo) {
         return Err(Errno::EINVAL);

@@ -59,7 +59,12 @@ pub struct Prepared {
 ///
 /// # Errors
 /// As execve(2); what is wrong with a program file is in the log.
-pub fn prepare(process: &Process, file: Arc<dyn Inode>, name: Vec<u8>, mut arguments: Arguments) -> Result<Prepared, Errno> {
+pub fn prepare(
+    process: &Process,
+    file: Arc<dyn Inode>,
+    name: Vec<u8>,
+    mut arguments: Arguments,
+) -> Result<Prepared, Errno> {
     let mut file = file;
     let mut path = name.clone();
     for _ in 0..=MAX_SCRIPTS {
@@ -193,7 +198,9 @@ fn become_only_thread(thread: &Thread) -> Result<(), Errno> {
             }
         }
     }
-    process.thread_gone.wait_until(|| (process.signals.lock().threads.len() == 1 || process.is_exiting()).then_some(()));
+    process
+        .thread_gone
+        .wait_until(|| (process.signals.lock().threads.len() == 1 || process.is_exiting()).then_some(()));
     process.exec_by.store(0, Ordering::Relaxed);
     if process.is_exiting() {
         return Err(Errno::ERESTARTNOHAND);

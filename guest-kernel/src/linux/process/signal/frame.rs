@@ -103,10 +103,30 @@ pub fn push(thread: &Thread, frame: &mut TrapFrame, info: &SigInfo, action: &Act
     w[UC_STACK..UC_STACK + 3].copy_from_slice(&alt_stack_words(&alt, frame.rsp));
     let fault = *thread.last_fault.lock();
     w[MCONTEXT..MCONTEXT + 24].copy_from_slice(&[
-        frame.r8, frame.r9, frame.r10, frame.r11, frame.r12, frame.r13, frame.r14, frame.r15,
-        frame.rdi, frame.rsi, frame.rbp, frame.rbx, frame.rdx, frame.rax, frame.rcx, frame.rsp,
-        frame.rip, frame.rflags, frame.cs | frame.ss << 48, fault.error, fault.vector, thread.blocked(),
-        fault.address, fp,
+        frame.r8,
+        frame.r9,
+        frame.r10,
+        frame.r11,
+        frame.r12,
+        frame.r13,
+        frame.r14,
+        frame.r15,
+        frame.rdi,
+        frame.rsi,
+        frame.rbp,
+        frame.rbx,
+        frame.rdx,
+        frame.rax,
+        frame.rcx,
+        frame.rsp,
+        frame.rip,
+        frame.rflags,
+        frame.cs | frame.ss << 48,
+        fault.error,
+        fault.vector,
+        thread.blocked(),
+        fault.address,
+        fp,
     ]);
     w[SIGINFO..SIGINFO + 6].copy_from_slice(&info.to_words());
     {

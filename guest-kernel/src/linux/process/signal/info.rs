@@ -87,12 +87,7 @@ impl SigInfo {
 
     /// From a program's `siginfo_t` (rt_sigqueueinfo).
     pub fn from_words(w: [u64; 6]) -> Self {
-        Self {
-            signo: w[0] as u32,
-            errno: (w[0] >> 32) as i32,
-            code: w[1] as i32,
-            fields: [w[2], w[3], w[4], w[5]],
-        }
+        Self { signo: w[0] as u32, errno: (w[0] >> 32) as i32, code: w[1] as i32, fields: [w[2], w[3], w[4], w[5]] }
     }
 }
 
