@@ -126,11 +126,16 @@ pub fn load(base: PhysAddr, len: u64, root: &Arc<Node>) {
                 count += 1;
             }
             Err(Damage::Cut) => {
-                crate::error!("archive: cut short in entry {} at byte {at} of {len}; what is before it is used", count + 1);
+                crate::error!(
+                    "archive: cut short in entry {} at byte {at} of {len}; what is before it is used",
+                    count + 1
+                );
                 break;
             }
             Err(Damage::NoHeader) => {
-                crate::error!("archive: no newc header at byte {at} of {len}, after {count} entries; the rest is ignored");
+                crate::error!(
+                    "archive: no newc header at byte {at} of {len}, after {count} entries; the rest is ignored"
+                );
                 break;
             }
         }

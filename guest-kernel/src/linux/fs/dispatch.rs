@@ -119,8 +119,9 @@ fn rest(p: &Arc<Process>, nr: u64, a: &[u64; 6]) -> Option<SysResult> {
         233 => epoll::control(p, a[0], a[1], a[2], a[3]),
         232 => epoll::wait(p, a[0], a[1], a[2], epoll::deadline_ms(a[3])),
         281 => poll::with_mask(a[4], a[5], || epoll::wait(p, a[0], a[1], a[2], epoll::deadline_ms(a[3]))),
-        441 => poll::deadline_from(a[3])
-            .and_then(|d| poll::with_mask(a[4], a[5], || epoll::wait(p, a[0], a[1], a[2], d))),
+        441 => {
+            poll::deadline_from(a[3]).and_then(|d| poll::with_mask(a[4], a[5], || epoll::wait(p, a[0], a[1], a[2], d)))
+        }
         284 => eventfd::create_event(p, a[0], 0),
         290 => eventfd::create_event(p, a[0], a[1]),
         283 => eventfd::create_timer(p, a[0], a[1]),

@@ -21,7 +21,7 @@ use super::open_file::{Events, File, FileRef, Flags, OpenFile};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::Process;
 use crate::mm::user;
-use crate::sync::{Interrupted, Mutex, SpinLock, WaitQueue, WakeTarget, Waiter};
+use crate::sync::{Interrupted, Mutex, SpinLock, WaitQueue, Waiter, WakeTarget};
 use crate::time;
 
 // Linux include/uapi/linux/eventpoll.h.

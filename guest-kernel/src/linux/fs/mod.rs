@@ -2,7 +2,7 @@
 //!
 //! From the outside in: `dispatch` takes system calls and hands them to `calls`; `context` holds a process's descriptors, `open_file`
 //! what they refer to, `inode` and `path` what has a name. File systems: `memfs` (the archive and tmpfs, one tree),
-//! `proc`. Other files: `pipe`, `eventfd`, `epoll`, `tty`, `console_file`, `dev`.
+//! `proc`. Other files: `pipe`, `socket_pair`, `eventfd`, `epoll`, `tty`, `console_file`, `dev`.
 //!
 //! Lock order in this folder (left to right): a file's position -> tree (`memfs::RENAME`) -> a file's `order` or a pipe's ring ->
 //! user memory (which may fault) -> spin locks, which are leaves but for the order given in `epoll`.
@@ -23,6 +23,7 @@ mod path;
 mod pipe;
 mod poll;
 mod proc;
+mod socket_pair;
 mod tty;
 
 use alloc::sync::Arc;
@@ -30,8 +31,8 @@ use alloc::vec::Vec;
 
 pub use self::context::FsContext;
 pub use self::dispatch::dispatch;
-pub use self::inode::Inode;
 use self::inode::Caller;
+pub use self::inode::Inode;
 use self::memfs::{Body, DirBody, Name, Node};
 use crate::linux::errno::Errno;
 use crate::linux::process::Process;

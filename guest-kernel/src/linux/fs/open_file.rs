@@ -63,8 +63,12 @@ bitflags::bitflags! {
 
 impl Flags {
     /// The bits that open(2) obeys only once, and that fcntl(F_GETFL) doesn't show.
-    const ONCE: Self =
-        Self::CREAT.union(Self::EXCL).union(Self::NOCTTY).union(Self::TRUNC).union(Self::CLOEXEC).union(Self::DIRECTORY);
+    const ONCE: Self = Self::CREAT
+        .union(Self::EXCL)
+        .union(Self::NOCTTY)
+        .union(Self::TRUNC)
+        .union(Self::CLOEXEC)
+        .union(Self::DIRECTORY);
 
     /// The bits that fcntl(F_SETFL) may change.
     pub const SETTABLE: Self =
@@ -189,9 +193,6 @@ pub trait File: Send + Sync {
     fn read_dir(&self, _emit: &mut dyn FnMut(&DirEntry, u64) -> bool) -> Result<(), Errno> {
         Err(Errno::ENOTDIR)
     }
-
-    /// Called when one of the descriptors is closed.
-    fn flush(&self, _process_id: u32) {}
 
     /// The object behind it: for stat, for /proc/self/fd, for the `*at` calls.
     fn inode(&self) -> Option<Arc<dyn Inode>>;

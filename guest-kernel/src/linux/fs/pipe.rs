@@ -1,4 +1,4 @@
-//! Pipes, named and not, and socket pairs made of two of them.
+//! Pipes, named and not. (`socket_pair` makes sockets of two of them.)
 //!
 //! Bytes lie in a ring of frames and move straight between those and user memory. The ring is guarded by a sleeping lock, since
 //! user memory may fault; its fill level is repeated in an atomic, on which waiting readers and writers look. Invariants:
@@ -156,10 +156,10 @@ pub struct Pipe {
     /// Somebody polls: wake at every transfer.
     polled: AtomicBool,
     /// Readers wait here, and those who wait to open for writing.
-    readable: WaitQueue,
+    pub(super) readable: WaitQueue,
     /// Writers wait here, and those who wait to open for reading.
-    writable: WaitQueue,
-    ino: u64,
+    pub(super) writable: WaitQueue,
+    pub(super) ino: u64,
     born: u64,
 }
 
@@ -209,14 +209,16 @@ impl Pipe {
                 .map_err(|_| Errno::ERESTARTSYS)
         };
         match (read, write) {
-            (true, false) if !flags.nonblock() => wait(&self.writable, &self.writers, &self.writers_ever, writers_before)?,
+            (true, false) if !flags.nonblock() => {
+                wait(&self.writable, &self.writers, &self.writers_ever, writers_before)?
+            }
             (false, true) => wait(&self.readable, &self.readers, &self.readers_ever, readers_before)?,
             _ => {}
         }
         Ok(file)
     }
 
-    fn read(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+    pub(super) fn read(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
         if io.left() == 0 {
             return Ok(0);
         }
@@ -251,15 +253,14 @@ impl Pipe {
                 return Err(Errno::EAGAIN);
             } else {
                 slept = true;
-                let ready = || {
-                    (self.len.load(Ordering::Acquire) > 0 || self.writers.load(Ordering::SeqCst) == 0).then_some(())
-                };
+                let ready =
+                    || (self.len.load(Ordering::Acquire) > 0 || self.writers.load(Ordering::SeqCst) == 0).then_some(());
                 self.readable.wait_interruptible(None, ready).map_err(restart)?;
             }
         }
     }
 
-    fn write(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
+    pub(super) fn write(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
         if io.left() == 0 {
             return Ok(0);
         }
@@ -317,7 +318,7 @@ impl Pipe {
         self.capacity.load(Ordering::Acquire).saturating_sub(self.len.load(Ordering::Acquire))
     }
 
-    fn poll_read(&self) -> Events {
+    pub(super) fn poll_read(&self) -> Events {
         self.polled.store(true, Ordering::SeqCst);
         let mut e = Events::empty();
         if self.len.load(Ordering::SeqCst) > 0 {
@@ -329,7 +330,7 @@ impl Pipe {
         e
     }
 
-    fn poll_write(&self) -> Events {
+    pub(super) fn poll_write(&self) -> Events {
         self.polled.store(true, Ordering::SeqCst);
         let mut e = Events::empty();
         if self.room() >= PIPE_BUF {
@@ -352,7 +353,7 @@ impl Pipe {
         Ok(capacity as u64)
     }
 
-    fn open_end(&self, read: bool, write: bool) {
+    pub(super) fn open_end(&self, read: bool, write: bool) {
         if read {
             self.readers.fetch_add(1, Ordering::SeqCst);
             self.readers_ever.fetch_add(1, Ordering::SeqCst);
@@ -365,7 +366,7 @@ impl Pipe {
         }
     }
 
-    fn close_end(&self, read: bool, write: bool) {
+    pub(super) fn close_end(&self, read: bool, write: bool) {
         let last_reader = read && self.readers.fetch_sub(1, Ordering::SeqCst) == 1;
         let last_writer = write && self.writers.fetch_sub(1, Ordering::SeqCst) == 1;
         if last_reader {
@@ -420,8 +421,8 @@ impl Inode for Pipe {
 }
 
 /// One open end (a named pipe can be opened for both).
-struct End {
-    pipe: Arc<Pipe>,
+pub(super) struct End {
+    pub(super) pipe: Arc<Pipe>,
     /// The name's inode, for a named pipe.
     name: Option<Arc<dyn Inode>>,
     read: bool,
@@ -429,7 +430,7 @@ struct End {
 }
 
 impl End {
-    fn new(pipe: &Arc<Pipe>, name: Option<Arc<dyn Inode>>, read: bool, write: bool) -> Self {
+    pub(super) fn new(pipe: &Arc<Pipe>, name: Option<Arc<dyn Inode>>, read: bool, write: bool) -> Self {
         pipe.open_end(read, write);
         Self { pipe: pipe.clone(), name, read, write }
     }
@@ -507,116 +508,4 @@ pub fn capacity(file: &FileRef) -> SysResult {
 pub fn set_capacity(file: &FileRef, want: u64) -> SysResult {
     let end: &End = file.file.as_any().downcast_ref().ok_or(Errno::EBADF)?;
     end.pipe.set_capacity(want)
-}
-
-/// One end of a socket pair (AF_UNIX, SOCK_STREAM): a pipe in each direction.
-pub struct SocketEnd {
-    input: End,
-    output: End,
-    /// shutdown(2): the two directions.
-    closed: [AtomicBool; 2],
-}
-
-impl SocketEnd {
-    /// Two connected sockets.
-    pub fn pair(flags: Flags) -> (FileRef, FileRef) {
-        let (there, back) = (Pipe::new(), Pipe::new());
-        let make = |input: &Arc<Pipe>, output: &Arc<Pipe>| -> FileRef {
-            let (input, output) = (End::new(input, None, true, false), End::new(output, None, false, true));
-            OpenFile::new(Self { input, output, closed: [const { AtomicBool::new(false) }; 2] }, flags | Flags::RDWR)
-        };
-        (make(&back, &there), make(&there, &back))
-    }
-
-    /// shutdown(2): 0 reading, 1 writing, 2 both.
-    ///
-    /// # Errors
-    /// EINVAL.
-    pub fn shut_down(&self, how: u64) -> SysResult {
-        if how > 2 {
-            return Err(Errno::EINVAL);
-        }
-        if how != 1 && !self.closed[0].swap(true, Ordering::SeqCst) {
-            self.input.pipe.readable.wake_all();
-            self.input.pipe.close_end(true, false);
-        }
-        if how != 0 && !self.closed[1].swap(true, Ordering::SeqCst) {
-            self.output.pipe.close_end(false, true);
-        }
-        Ok(0)
-    }
-}
-
-impl Drop for SocketEnd {
-    fn drop(&mut self) {
-        // The ends' own drops take back one opening each: what shutdown has taken is put back first.
-        if *self.closed[0].get_mut() {
-            self.input.pipe.open_end(true, false);
-        }
-        if *self.closed[1].get_mut() {
-            self.output.pipe.open_end(false, true);
-        }
-    }
-}
-
-impl File for SocketEnd {
-    fn read(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
-        if self.closed[0].load(Ordering::SeqCst) {
-            return Ok(0);
-        }
-        self.input.pipe.read(io, flags)
-    }
-
-    fn write(&self, io: &mut IoCursor<'_>, flags: Flags) -> Result<usize, Errno> {
-        if self.closed[1].load(Ordering::SeqCst) {
-            return Err(Errno::EPIPE);
-        }
-        self.output.pipe.write(io, flags)
-    }
-
-    fn poll(&self) -> Events {
-        let mut e = Events::empty();
-        let input = self.input.pipe.poll_read();
-        if input.intersects(Events::READ | Events::HUP) || self.closed[0].load(Ordering::SeqCst) {
-            e |= Events::READ;
-        }
-        if input.contains(Events::HUP) {
-            e |= Events::RDHUP;
-        }
-        let output = self.output.pipe.poll_write();
-        e |= output & Events::WRITE;
-        if output.contains(Events::ERR) && input.contains(Events::HUP) {
-            e |= Events::HUP | Events::WRITE;
-        }
-        e
-    }
-
-    fn can_wait(&self) -> bool {
-        true
-    }
-
-    fn queues(&self, visit: &mut dyn FnMut(&WaitQueue)) {
-        visit(&self.input.pipe.readable);
-        visit(&self.output.pipe.writable);
-    }
-
-    fn ioctl(&self, process: &Arc<Process>, command: u32, argument: u64) -> SysResult {
-        self.input.ioctl(process, command, argument)
-    }
-
-    fn inode(&self) -> Option<Arc<dyn Inode>> {
-        None
-    }
-
-    fn metadata(&self) -> Metadata {
-        Metadata { mode: mode::SOCKET | 0o777, ..self.input.pipe.metadata() }
-    }
-
-    fn path(&self) -> Vec<u8> {
-        alloc::format!("socket:[{}]", self.input.pipe.ino).into_bytes()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
 }

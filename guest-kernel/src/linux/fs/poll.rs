@@ -13,7 +13,7 @@ use super::open_file::{Events, FileRef};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::{Process, signal, thread_of};
 use crate::mm::user;
-use crate::sync::{Interrupted, WaitQueue, WakeTarget, Waiter};
+use crate::sync::{Interrupted, WaitQueue, Waiter, WakeTarget};
 use crate::task::current;
 use crate::time;
 

@@ -138,11 +138,8 @@ pub fn utimensat(process: &Process, dirfd: i32, path: u64, times: u64, flags: u6
         _ => Err(Errno::EINVAL),
     };
     let change = Change { atime: time(a_sec, a_nsec)?, mtime: time(m_sec, m_nsec)?, ..Change::default() };
-    let inode = if path == 0 {
-        of_fd(process, dirfd as u64)?
-    } else {
-        target(process, dirfd, &read_path(path)?, flags)?
-    };
+    let inode =
+        if path == 0 { of_fd(process, dirfd as u64)? } else { target(process, dirfd, &read_path(path)?, flags)? };
     if change.atime.is_none() && change.mtime.is_none() {
         return Ok(0);
     }

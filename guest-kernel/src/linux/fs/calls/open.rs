@@ -5,12 +5,12 @@ use alloc::sync::Arc;
 use super::at;
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::fs::inode::{Inode, New, mode};
+use crate::linux::fs::io::IoCursor;
 use crate::linux::fs::memfs::Node;
+use crate::linux::fs::open_file::File;
 use crate::linux::fs::open_file::{FileRef, Flags, OpenFile};
 use crate::linux::fs::path::{lookup_at, parent_at, read_path};
 use crate::linux::fs::pipe::Pipe;
-use crate::linux::fs::io::IoCursor;
-use crate::linux::fs::open_file::File;
 use crate::linux::process::Process;
 use crate::mm::user;
 

@@ -4,7 +4,7 @@ use super::open::give_pair;
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::fs::io::{IoCursor, IoVec, read_segments};
 use crate::linux::fs::open_file::{FileRef, Flags};
-use crate::linux::fs::pipe::SocketEnd;
+use crate::linux::fs::socket_pair::SocketEnd;
 use crate::linux::process::{Process, signal};
 use crate::mm::user;
 

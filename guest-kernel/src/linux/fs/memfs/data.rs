@@ -86,14 +86,17 @@ impl ArchiveData {
 
     fn whole(&self, page: u64) -> Option<PhysAddr> {
         let start = page.checked_mul(PAGE_SIZE)?;
-        (self.base.0 % PAGE_SIZE == 0 && start.checked_add(PAGE_SIZE)? <= self.len).then(|| PhysAddr(self.base.0 + start))
+        (self.base.0 % PAGE_SIZE == 0 && start.checked_add(PAGE_SIZE)? <= self.len)
+            .then(|| PhysAddr(self.base.0 + start))
     }
 
     fn frame(&self, page: u64) -> Result<SourceFrame, OutOfMemory> {
         if let Some(f) = self.whole(page) {
             return Ok(SourceFrame::Kept(f));
         }
-        let Some(start) = page.checked_mul(PAGE_SIZE).filter(|s| *s < self.len) else { return Ok(SourceFrame::BeyondEnd) };
+        let Some(start) = page.checked_mul(PAGE_SIZE).filter(|s| *s < self.len) else {
+            return Ok(SourceFrame::BeyondEnd);
+        };
         if let Some(f) = self.copies.lock().get(&page) {
             return Ok(SourceFrame::Kept(*f));
         }

@@ -54,8 +54,6 @@ enum What {
     Text(fn(&mut Out)),
     /// A link with a fixed text.
     Link(&'static str),
-    /// Text about the process that looks.
-    OwnText(fn(&Process, u32, &mut Out)),
 }
 
 /// What a node is.
@@ -66,8 +64,10 @@ enum Kind {
     ProcRoot,
     /// /proc/self and /proc/thread-self.
     SelfLink(bool),
-    /// A process's directory, or one of its threads' (pid, tid).
-    Task(u32, u32),
+    /// A process's directory.
+    Process(u32),
+    /// One of its threads' (pid, tid).
+    Thread(u32, u32),
     /// The threads of a process.
     Threads(u32),
     /// Its descriptors.
@@ -99,19 +99,22 @@ impl Node {
 
     fn st_mode(&self) -> u32 {
         match self.kind {
-            Kind::Fixed(What::Dir(_)) | Kind::ProcRoot | Kind::Task(..) | Kind::Threads(_) => mode::DIR | 0o555,
+            Kind::Fixed(What::Dir(_)) | Kind::ProcRoot | Kind::Process(_) | Kind::Thread(..) | Kind::Threads(_) => {
+                mode::DIR | 0o555
+            }
             Kind::Descriptors(_) => mode::DIR | 0o500,
-            Kind::Fixed(What::Link(_)) | Kind::SelfLink(_) | Kind::Descriptor(..) | Kind::Jump(..) => mode::LINK | 0o777,
+            Kind::Fixed(What::Link(_)) | Kind::SelfLink(_) | Kind::Descriptor(..) | Kind::Jump(..) => {
+                mode::LINK | 0o777
+            }
             Kind::Fixed(_) | Kind::Text(..) => mode::FILE | 0o444,
         }
     }
 
     /// The text, for those who are files.
-    fn text(&self, caller: &Process) -> Result<Vec<u8>, Errno> {
+    fn text(&self) -> Result<Vec<u8>, Errno> {
         let mut out = Out(Vec::new());
         match self.kind {
             Kind::Fixed(What::Text(make)) => make(&mut out),
-            Kind::Fixed(What::OwnText(make)) => make(caller, caller.pid, &mut out),
             Kind::Text(pid, tid, make) => {
                 let p = find(pid).ok_or(Errno::ESRCH)?;
                 make(&p, tid, &mut out);
@@ -140,8 +143,8 @@ impl Node {
     fn number_kind(&self, n: u64) -> Option<Kind> {
         let id = u32::try_from(n).ok()?;
         match self.kind {
-            Kind::ProcRoot => find(id).map(|_| Kind::Task(id, id)),
-            Kind::Threads(pid) => process::tids(&*find(pid)?).contains(&id).then_some(Kind::Task(pid, id)),
+            Kind::ProcRoot => find(id).map(|_| Kind::Process(id)),
+            Kind::Threads(pid) => process::tids(&*find(pid)?).contains(&id).then_some(Kind::Thread(pid, id)),
             Kind::Descriptors(pid) => {
                 let fd = i32::try_from(n).ok()?;
                 find(pid)?.fs.file(fd).ok().map(|_| Kind::Descriptor(pid, fd))
@@ -159,7 +162,8 @@ impl Node {
                 let own = [("self", Kind::SelfLink(false)), ("thread-self", Kind::SelfLink(true))];
                 own.into_iter().chain(fixed(system::PROC)).collect()
             }
-            Kind::Task(pid, tid) => process::entries(pid, tid),
+            Kind::Process(pid) => process::entries(pid, None),
+            Kind::Thread(pid, tid) => process::entries(pid, Some(tid)),
             _ => Vec::new(),
         }
     }
@@ -174,11 +178,21 @@ fn parse_number(name: &[u8]) -> Option<u64> {
 impl Inode for Node {
     fn metadata(&self) -> Metadata {
         // FNV-1a over the path: a number that stays the same from look-up to look-up.
-        let ino = self.path().iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+        let ino =
+            self.path().iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
         let now = time::wall::now().0;
         let st_mode = self.st_mode();
         let nlink = if st_mode & mode::TYPE == mode::DIR { 2 } else { 1 };
-        Metadata { dev: device::PROC, ino, mode: st_mode, nlink, atime: now, mtime: now, ctime: now, ..Metadata::default() }
+        Metadata {
+            dev: device::PROC,
+            ino,
+            mode: st_mode,
+            nlink,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            ..Metadata::default()
+        }
     }
 
     fn mode(&self) -> u32 {
@@ -189,7 +203,7 @@ impl Inode for Node {
         if self.is_dir() {
             return Err(Errno::EISDIR);
         }
-        let text = self.text(&crate::linux::process::current())?;
+        let text = self.text()?;
         let rest = usize::try_from(offset).ok().and_then(|o| text.get(o..)).unwrap_or(&[]);
         let n = rest.len().min(buf.len());
         buf[..n].copy_from_slice(&rest[..n]);
@@ -269,7 +283,10 @@ impl Inode for Node {
     fn jump(&self) -> Option<Result<Arc<dyn Inode>, Errno>> {
         match self.kind {
             Kind::Descriptor(pid, fd) => Some(
-                find(pid).ok_or(Errno::ENOENT).and_then(|p| p.fs.file(fd)).and_then(|f| f.file.inode().ok_or(Errno::ENXIO)),
+                find(pid)
+                    .ok_or(Errno::ENOENT)
+                    .and_then(|p| p.fs.file(fd))
+                    .and_then(|f| f.file.inode().ok_or(Errno::ENXIO)),
             ),
             Kind::Jump(pid, target) => {
                 Some(find(pid).ok_or(Errno::ENOENT).and_then(|p| process::target_inode(&p, target)))
@@ -297,7 +314,7 @@ struct TextFile {
 impl TextFile {
     fn read_from(&self, state: &mut State, io: &mut IoCursor<'_>, at: usize) -> Result<usize, Errno> {
         if at == 0 || state.text.is_none() {
-            state.text = Some(self.node.text(&crate::linux::process::current())?);
+            state.text = Some(self.node.text()?);
         }
         let rest = state.text.as_ref().and_then(|t| t.get(at..)).unwrap_or(&[]);
         io.put(rest)

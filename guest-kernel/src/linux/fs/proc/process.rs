@@ -29,8 +29,8 @@ pub enum Target {
     Root,
 }
 
-/// Entries of a process's or thread's directory.
-pub fn entries(pid: u32, tid: u32) -> Vec<(&'static str, Kind)> {
+/// Entries of a process's directory, or of one thread's.
+pub fn entries(pid: u32, thread: Option<u32>) -> Vec<(&'static str, Kind)> {
     let texts: [(&'static str, Maker); 16] = [
         ("auxv", auxv),
         ("cgroup", |_, _, out| out.push_str("0::/\n")),
@@ -49,12 +49,13 @@ pub fn entries(pid: u32, tid: u32) -> Vec<(&'static str, Kind)> {
         ("status", status),
         ("wchan", |_, _, out| out.push_str("0")),
     ];
+    let tid = thread.unwrap_or(pid);
     let mut all: Vec<_> = texts.into_iter().map(|(n, make)| (n, Kind::Text(pid, tid, make))).collect();
     all.push(("cwd", Kind::Jump(pid, Target::Cwd)));
     all.push(("exe", Kind::Jump(pid, Target::Exe)));
     all.push(("root", Kind::Jump(pid, Target::Root)));
     all.push(("fd", Kind::Descriptors(pid)));
-    if pid == tid {
+    if thread.is_none() {
         all.push(("task", Kind::Threads(pid)));
     }
     all
@@ -143,7 +144,11 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
     let (session, foreground) = tty::session();
     let (tty_nr, tpgid) = if session != 0 && session == p.sid() { (0x501, foreground as i32) } else { (0, -1) };
     let task = task_of(p, tid);
-    let ticks = if tid == p.pid { p.run_ticks() } else { task.as_ref().map_or(0, |t| t.stats.run_ticks.load(Ordering::Relaxed)) };
+    let ticks = if tid == p.pid {
+        p.run_ticks()
+    } else {
+        task.as_ref().map_or(0, |t| t.stats.run_ticks.load(Ordering::Relaxed))
+    };
     let cpu = task.as_ref().map_or(0, |t| t.cpu.load(Ordering::Relaxed));
     let faults = task.as_ref().map_or(0, |t| t.stats.faults.load(Ordering::Relaxed));
     let sets = sets(p, tid);

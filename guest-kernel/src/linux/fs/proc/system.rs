@@ -48,47 +48,72 @@ pub const PROC: &[Item] = &[
 ];
 
 const PROC_SYS: &[Item] = &[
-    dir("fs", &[
-        text("file-max", |out| out.push_str("1048576\n")),
-        text("nr_open", |out| out.push_str("65536\n")),
-        text("pipe-max-size", |out| out.push_str("1048576\n")),
-    ]),
-    dir("kernel", &[
-        text("cap_last_cap", |out| out.push_str("40\n")),
-        text("hostname", |out| out.push_str("taskvisor\n")),
-        text("domainname", |out| out.push_str("(none)\n")),
-        text("ngroups_max", |out| out.push_str("65536\n")),
-        text("osrelease", |out| line(out, format_args!("{RELEASE}"))),
-        text("ostype", |out| out.push_str("Linux\n")),
-        text("pid_max", |out| out.push_str("4194304\n")),
-        text("randomize_va_space", |out| out.push_str("0\n")),
-        text("threads-max", |out| out.push_str("32768\n")),
-        text("version", |out| line(out, format_args!("{VERSION}"))),
-        dir("random", &[
-            text("boot_id", |out| out.push_str("00000000-0000-4000-8000-000000000000\n")),
-            text("entropy_avail", |out| out.push_str("256\n")),
-            text("poolsize", |out| out.push_str("256\n")),
-            text("uuid", uuid),
-        ]),
-    ]),
-    dir("vm", &[
-        text("max_map_count", |out| out.push_str("65530\n")),
-        text("mmap_min_addr", |out| out.push_str("65536\n")),
-        text("overcommit_memory", |out| out.push_str("0\n")),
-    ]),
+    dir(
+        "fs",
+        &[
+            text("file-max", |out| out.push_str("1048576\n")),
+            text("nr_open", |out| out.push_str("65536\n")),
+            text("pipe-max-size", |out| out.push_str("1048576\n")),
+        ],
+    ),
+    dir(
+        "kernel",
+        &[
+            text("cap_last_cap", |out| out.push_str("40\n")),
+            text("hostname", |out| out.push_str("taskvisor\n")),
+            text("domainname", |out| out.push_str("(none)\n")),
+            text("ngroups_max", |out| out.push_str("65536\n")),
+            text("osrelease", |out| line(out, format_args!("{RELEASE}"))),
+            text("ostype", |out| out.push_str("Linux\n")),
+            text("pid_max", |out| out.push_str("4194304\n")),
+            text("randomize_va_space", |out| out.push_str("0\n")),
+            text("threads-max", |out| out.push_str("32768\n")),
+            text("version", |out| line(out, format_args!("{VERSION}"))),
+            dir(
+                "random",
+                &[
+                    text("boot_id", |out| out.push_str("00000000-0000-4000-8000-000000000000\n")),
+                    text("entropy_avail", |out| out.push_str("256\n")),
+                    text("poolsize", |out| out.push_str("256\n")),
+                    text("uuid", uuid),
+                ],
+            ),
+        ],
+    ),
+    dir(
+        "vm",
+        &[
+            text("max_map_count", |out| out.push_str("65530\n")),
+            text("mmap_min_addr", |out| out.push_str("65536\n")),
+            text("overcommit_memory", |out| out.push_str("0\n")),
+        ],
+    ),
 ];
 
 /// Entries of /sys.
 pub const SYS: &[Item] = &[
-    dir("devices", &[dir("system", &[dir("cpu", &[
-        text("online", cpu_list),
-        text("possible", cpu_list),
-        text("present", cpu_list),
-        text("kernel_max", |out| line(out, format_args!("{}", cpu::MAX_CPUS - 1))),
-    ])])]),
-    dir("kernel", &[dir("mm", &[dir("transparent_hugepage", &[
-        text("enabled", |out| out.push_str("always madvise [never]\n")),
-    ])])]),
+    dir(
+        "devices",
+        &[dir(
+            "system",
+            &[dir(
+                "cpu",
+                &[
+                    text("online", cpu_list),
+                    text("possible", cpu_list),
+                    text("present", cpu_list),
+                    text("kernel_max", |out| line(out, format_args!("{}", cpu::MAX_CPUS - 1))),
+                ],
+            )],
+        )],
+    ),
+    dir(
+        "kernel",
+        &[dir(
+            "mm",
+            &[dir("transparent_hugepage", &[text("enabled", |out| out.push_str("always madvise [never]\n"))])],
+        )],
+    ),
 ];
 
 /// One bit for each CPU.
@@ -136,16 +161,53 @@ fn uuid(out: &mut Out) {
 
 /// CPUID leaf 1 ECX, EDX and leaf 7 EBX: bit and name in /proc/cpuinfo. Linux arch/x86/include/asm/cpufeatures.h.
 const FLAGS_1_EDX: &[(u32, &str)] = &[
-    (0, "fpu"), (4, "tsc"), (5, "msr"), (6, "pae"), (8, "cx8"), (9, "apic"), (15, "cmov"), (19, "clflush"), (23, "mmx"),
-    (24, "fxsr"), (25, "sse"), (26, "sse2"), (28, "ht"),
+    (0, "fpu"),
+    (4, "tsc"),
+    (5, "msr"),
+    (6, "pae"),
+    (8, "cx8"),
+    (9, "apic"),
+    (15, "cmov"),
+    (19, "clflush"),
+    (23, "mmx"),
+    (24, "fxsr"),
+    (25, "sse"),
+    (26, "sse2"),
+    (28, "ht"),
 ];
 const FLAGS_1_ECX: &[(u32, &str)] = &[
-    (0, "pni"), (1, "pclmulqdq"), (9, "ssse3"), (12, "fma"), (13, "cx16"), (19, "sse4_1"), (20, "sse4_2"), (21, "x2apic"),
-    (22, "movbe"), (23, "popcnt"), (25, "aes"), (26, "xsave"), (28, "avx"), (29, "f16c"), (30, "rdrand"), (31, "hypervisor"),
+    (0, "pni"),
+    (1, "pclmulqdq"),
+    (9, "ssse3"),
+    (12, "fma"),
+    (13, "cx16"),
+    (19, "sse4_1"),
+    (20, "sse4_2"),
+    (21, "x2apic"),
+    (22, "movbe"),
+    (23, "popcnt"),
+    (25, "aes"),
+    (26, "xsave"),
+    (28, "avx"),
+    (29, "f16c"),
+    (30, "rdrand"),
+    (31, "hypervisor"),
 ];
 const FLAGS_7_EBX: &[(u32, &str)] = &[
-    (0, "fsgsbase"), (3, "bmi1"), (5, "avx2"), (7, "smep"), (8, "bmi2"), (9, "erms"), (16, "avx512f"), (17, "avx512dq"),
-    (18, "rdseed"), (19, "adx"), (20, "smap"), (29, "sha_ni"), (30, "avx512bw"), (31, "avx512vl"),
+    (0, "fsgsbase"),
+    (3, "bmi1"),
+    (5, "avx2"),
+    (7, "smep"),
+    (8, "bmi2"),
+    (9, "erms"),
+    (16, "avx512f"),
+    (17, "avx512dq"),
+    (18, "rdseed"),
+    (19, "adx"),
+    (20, "smap"),
+    (29, "sha_ni"),
+    (30, "avx512bw"),
+    (31, "avx512vl"),
 ];
 
 /// What CPUID says, as text.
@@ -185,12 +247,29 @@ fn cpuinfo(out: &mut Out) {
         }
     }
     for c in cpu::all() {
-        line(out, format_args!("processor\t: {}\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}", c.id.0));
+        line(
+            out,
+            format_args!("processor\t: {}\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}", c.id.0),
+        );
         line(out, format_args!("model name\t: {model_name}\nstepping\t: {}", a & 15));
         line(out, format_args!("cpu MHz\t\t: {}.{:03}", khz / 1000, khz % 1000));
-        line(out, format_args!("physical id\t: 0\nsiblings\t: {n}\ncore id\t\t: {}\ncpu cores\t: {n}", c.id.0, n = cpu::count()));
+        line(
+            out,
+            format_args!(
+                "physical id\t: 0\nsiblings\t: {n}\ncore id\t\t: {}\ncpu cores\t: {n}",
+                c.id.0,
+                n = cpu::count()
+            ),
+        );
         line(out, format_args!("apicid\t\t: {}\nfpu\t\t: yes\nflags\t\t: {flags}", c.apic_id()));
-        line(out, format_args!("bogomips\t: {}.{:02}\naddress sizes\t: 46 bits physical, 48 bits virtual\n", khz / 500, khz / 5 % 100));
+        line(
+            out,
+            format_args!(
+                "bogomips\t: {}.{:02}\naddress sizes\t: 46 bits physical, 48 bits virtual\n",
+                khz / 500,
+                khz / 5 % 100
+            ),
+        );
     }
 }
 
@@ -248,7 +327,8 @@ fn meminfo(out: &mut Out) {
     let (free, total) = frame::usage();
     let (files, _) = crate::linux::fs::memfs::usage();
     let kib = |pages: u64| pages * (PAGE_SIZE / 1024);
-    let mut field = |name: &str, pages: u64| line(out, format_args!("{:<16}{:>8} kB", alloc::format!("{name}:"), kib(pages)));
+    let mut field =
+        |name: &str, pages: u64| line(out, format_args!("{:<16}{:>8} kB", alloc::format!("{name}:"), kib(pages)));
     field("MemTotal", total.into());
     field("MemFree", free.into());
     field("MemAvailable", free.into());

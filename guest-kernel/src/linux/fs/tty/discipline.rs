@@ -209,7 +209,8 @@ impl Discipline {
             self.stopped = false;
         }
         if self.local(bits::ISIG) {
-            let signal = [(cc::INTR, KeySignal::Interrupt), (cc::QUIT, KeySignal::Quit), (cc::SUSP, KeySignal::Suspend)];
+            let signal =
+                [(cc::INTR, KeySignal::Interrupt), (cc::QUIT, KeySignal::Quit), (cc::SUSP, KeySignal::Suspend)];
             if let Some((_, s)) = signal.iter().find(|(c, _)| self.is(byte, *c)) {
                 self.stopped = false;
                 if !self.local(bits::NOFLSH) {
