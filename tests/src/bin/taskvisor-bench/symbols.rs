@@ -51,24 +51,10 @@ impl Symbols {
     pub fn name(&self, address: u64) -> String {
         let after = self.functions.partition_point(|(start, ..)| *start <= address);
         match after.checked_sub(1).and_then(|index| self.functions.get(index)) {
-            Some((start, size, name)) if *size == 0 || address < start + size => short(name),
+            Some((start, size, name)) if *size == 0 || address < start + size => {
+                format!("{:#}", rustc_demangle::demangle(name))
+            }
             _ => format!("{address:#x}"),
         }
     }
-}
-
-/// The last parts of a mangled name, legacy (`_ZN4core3fmt5write17h...E`) or v0: enough to find it.
-fn short(name: &str) -> String {
-    let Some(mut rest) = name.strip_prefix("_ZN") else { return name.chars().take(60).collect() };
-    let mut parts = Vec::new();
-    loop {
-        let digits = rest.chars().take_while(char::is_ascii_digit).count();
-        let Ok(length) = rest[..digits].parse::<usize>() else { break };
-        let Some(part) = rest.get(digits..digits + length) else { break };
-        parts.push(part);
-        rest = &rest[digits + length..];
-    }
-    // The last part is the hash.
-    parts.pop();
-    parts.join("::")
 }
