@@ -18,7 +18,7 @@ use crate::task::{current, work};
 pub static OBSERVED: AtomicBool = AtomicBool::new(false);
 
 /// A system call of the running thread.
-#[inline]
+#[inline(always)]
 pub fn enter(thread: &Thread, frame: &mut TrapFrame) {
     let nr = frame.rax;
     let args = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
@@ -34,6 +34,7 @@ pub fn enter(thread: &Thread, frame: &mut TrapFrame) {
 }
 
 /// An error, or a temporary signal mask to take back.
+#[inline(never)]
 fn leave_slowly(thread: &Thread, frame: &mut TrapFrame, result: SysResult) {
     let interrupted = match result {
         Ok(v) => {
@@ -53,18 +54,25 @@ fn leave_slowly(thread: &Thread, frame: &mut TrapFrame, result: SysResult) {
     }
 }
 
+#[cold]
 fn observed(thread: &Thread, frame: &mut TrapFrame, nr: u64, args: &[u64; 6]) -> SysResult {
     stats::count(nr);
     if !strace::on() {
-        return dispatch(thread, frame, nr, args);
+        return dispatch_apart(thread, frame, nr, args);
     }
     let call = strace::enter(thread, nr, args);
-    let result = dispatch(thread, frame, nr, args);
+    let result = dispatch_apart(thread, frame, nr, args);
     strace::leave(call, &result);
     result
 }
 
+#[inline(never)]
+fn dispatch_apart(thread: &Thread, frame: &mut TrapFrame, nr: u64, args: &[u64; 6]) -> SysResult {
+    dispatch(thread, frame, nr, args)
+}
+
 /// Carries out a call. Numbers: Linux arch/x86/entry/syscalls/syscall_64.tbl.
+#[inline(always)]
 fn dispatch(t: &Thread, frame: &mut TrapFrame, nr: u64, a: &[u64; 6]) -> SysResult {
     match nr {
         9 => memory::mmap(t, a),
