@@ -336,6 +336,9 @@ pub fn control(process: &Process, epfd: u64, operation: u64, fd: u64, event: u64
                 if interest.events & EXCLUSIVE != 0 {
                     return Err(Errno::EINVAL);
                 }
+                if Arc::ptr_eq(&instance, inner) {
+                    return Err(Errno::EINVAL);
+                }
                 instance.check_nesting(inner, 0)?;
             }
             instance.add(key, &file, interest)

@@ -134,6 +134,11 @@ pub trait Inode: Send + Sync {
         self.metadata().mode
     }
 
+    /// File type only, as `st_mode` has it.
+    fn kind(&self) -> u32 {
+        self.mode() & mode::TYPE
+    }
+
     /// Size in bytes.
     fn size(&self) -> u64 {
         self.metadata().size
@@ -232,7 +237,7 @@ pub trait Inode: Send + Sync {
 
     /// Whether it is a directory.
     fn is_dir(&self) -> bool {
-        self.mode() & mode::TYPE == mode::DIR
+        self.kind() == mode::DIR
     }
 
     /// For calls between objects of one file system.

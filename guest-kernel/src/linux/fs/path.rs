@@ -127,7 +127,7 @@ fn resolve(start: Arc<dyn Inode>, path: &[u8], follow: bool, parent: bool, calle
             return Ok(Found::Place(Place { dir: at, name: name.to_vec(), must_be_dir: slash }));
         }
         let next = at.lookup(name, caller)?;
-        let kind = next.mode() & mode::TYPE;
+        let kind = next.kind();
         if kind == mode::LINK && (!last || follow || slash) {
             links += 1;
             if links > MAX_LINKS {

@@ -34,7 +34,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 const FIONREAD: u32 = 0x541b;
 
 struct Ring {
-    /// Frames by position, made when they are first needed.
+    /// Frames by position, made when they are first needed; their number is a power of two.
     frames: Box<[Option<PhysAddr>]>,
     head: usize,
     len: usize,
@@ -51,7 +51,8 @@ impl Ring {
 
     /// The connected piece at a position: bytes from there to the end of its frame.
     fn piece(&mut self, position: usize) -> Result<&'static mut [u8], Errno> {
-        let at = position % self.capacity();
+        // The capacity is a power of two.
+        let at = position & (self.capacity() - 1);
         let slot = &mut self.frames[at / PAGE];
         let f = match *slot {
             Some(f) => f,
@@ -84,7 +85,7 @@ impl Ring {
         if self.len == 0 {
             self.head = 0; // the first frame again: it is warm
         }
-        self.head %= self.capacity();
+        self.head &= self.capacity() - 1;
         Ok(done)
     }
 
@@ -128,7 +129,7 @@ impl Ring {
             let n = from.len().min(len).min(to.len());
             to[..n].copy_from_slice(&from[..n]);
             new.len += n;
-            self.head = (self.head + n) % self.capacity();
+            self.head = (self.head + n) & (self.capacity() - 1);
             self.len -= n;
         }
         *self = new;

@@ -126,6 +126,18 @@ pub enum Body {
     Device(u64),
 }
 
+impl Body {
+    const fn kind(&self) -> u32 {
+        match self {
+            Self::Dir(_) => mode::DIR,
+            Self::Archive(_) | Self::File(_) => mode::FILE,
+            Self::Link(_) => mode::LINK,
+            Self::Fifo(_) => mode::FIFO,
+            Self::Device(_) => mode::CHAR,
+        }
+    }
+}
+
 /// See [`Body::Dir`]. Guards the entries only.
 pub struct DirBody(SpinLock<Entries>);
 
@@ -156,13 +168,8 @@ fn next_ino() -> u64 {
 impl Node {
     /// A node that is in no directory yet.
     pub fn new(body: Body, permissions: u32, read_only: bool, time: u64) -> Arc<Self> {
-        let (kind, nlink) = match &body {
-            Body::Dir(_) => (mode::DIR, 2),
-            Body::Archive(_) | Body::File(_) => (mode::FILE, 1),
-            Body::Link(_) => (mode::LINK, 1),
-            Body::Fifo(_) => (mode::FIFO, 1),
-            Body::Device(_) => (mode::CHAR, 1),
-        };
+        let kind = body.kind();
+        let nlink = if kind == mode::DIR { 2 } else { 1 };
         let attributes = Attributes {
             mode: kind | permissions & 0o7777,
             uid: 0,
@@ -236,10 +243,6 @@ impl Node {
         let mut a = self.attributes.lock();
         (a.mtime, a.ctime) = (now, now);
     }
-
-    fn kind(&self) -> u32 {
-        self.attributes.lock().mode & mode::TYPE
-    }
 }
 
 /// The node behind an inode, if it is of this tree.
@@ -274,6 +277,10 @@ impl Inode for Node {
 
     fn mode(&self) -> u32 {
         self.attributes.lock().mode
+    }
+
+    fn kind(&self) -> u32 {
+        self.body.kind()
     }
 
     fn size(&self) -> u64 {
