@@ -113,7 +113,7 @@ impl AddressSpace {
                 brk_start: 0,
                 mmap_top: USER_END - (64 << 20),
             }),
-            master: frame::alloc_zeroed()?,
+            master: frame::alloc_table()?,
             generation: AtomicU64::new(1),
             threads: AtomicU32::new(0),
             shared_ever: AtomicBool::new(false),
@@ -567,7 +567,7 @@ impl Drop for AddressSpace {
             });
         }
         page_table::free_tables(&mut inner.tables);
-        frame::put_zeroed(self.master);
+        frame::put_table(self.master);
     }
 }
 

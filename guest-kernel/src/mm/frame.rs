@@ -7,6 +7,7 @@
 //!   hundreds of microseconds a page where ring 0 is interpreted, so zero pages are kept for those who ask for them.
 //! - A frame whose count drops to zero goes back here, after the TLB shootdown that its owner needed (see `shootdown`).
 
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use arrayvec::ArrayVec;
@@ -61,16 +62,18 @@ static FRAME_COUNT: AtomicU32 = AtomicU32::new(0);
 static FREE: AtomicU32 = AtomicU32::new(0);
 static TOTAL: AtomicU32 = AtomicU32::new(0);
 
-/// Two stacks of single frames, one CPU's own.
+/// Stacks of single frames, one CPU's own.
 pub struct FrameCache {
     any: ArrayVec<u32, CACHE_SIZE>,
     zeroed: ArrayVec<u32, CACHE_SIZE>,
+    /// Former page tables, zero; see [`alloc_table`].
+    tables: ArrayVec<u32, CACHE_SIZE>,
 }
 
 impl FrameCache {
     /// An empty cache.
     pub const fn new() -> Self {
-        Self { any: ArrayVec::new_const(), zeroed: ArrayVec::new_const() }
+        Self { any: ArrayVec::new_const(), zeroed: ArrayVec::new_const(), tables: ArrayVec::new_const() }
     }
 }
 
@@ -317,21 +320,40 @@ pub fn put(frame: PhysAddr) {
     });
 }
 
-/// As [`put`] by the only user, of a frame that is all zeroes.
-pub fn put_zeroed(frame: PhysAddr) {
+/// Former page tables that no CPU's cache had room for. Guards the list only.
+static SPARE_TABLES: SpinLock<Vec<u32>> = SpinLock::new(Vec::new());
+
+/// A frame of zeroes for a page table.
+///
+/// A frame that was a page table once stays one: where the host shadows guest page tables, it keeps watching such a frame, and
+/// a program's store to it would be emulated, which fails for AVX instructions.
+pub fn alloc_table() -> Result<PhysAddr, OutOfMemory> {
+    let pfn = cpu::with_frame_cache(|c| c.tables.pop()).or_else(|| SPARE_TABLES.lock().pop());
+    match pfn {
+        Some(pfn) => {
+            FREE.fetch_sub(1, Ordering::Relaxed);
+            meta(pfn).refs.store(1, Ordering::Relaxed);
+            Ok(PhysAddr(u64::from(pfn) << PAGE_SHIFT))
+        }
+        None => alloc_zeroed(),
+    }
+}
+
+/// Gives back a page table of [`alloc_table`] by its only user. All its entries are zero again.
+pub fn put_table(frame: PhysAddr) {
     let pfn = (frame.0 >> PAGE_SHIFT) as u32;
     let before = meta(pfn).refs.swap(0, Ordering::AcqRel);
-    assert!(before == 1, "zeroed frame {pfn:#x} has {before} users");
+    assert!(before == 1, "page table {pfn:#x} has {before} users");
     FREE.fetch_add(1, Ordering::Relaxed);
-    cpu::with_frame_cache(|c| {
-        if c.zeroed.is_full() {
-            let mut b = BUDDY.lock();
-            for p in c.zeroed.drain(CACHE_SIZE / 2..) {
-                b.give(p, 0, true);
-            }
-        }
-        c.zeroed.push(pfn);
+    let surplus = cpu::with_frame_cache(|c| {
+        let surplus =
+            c.tables.is_full().then(|| c.tables.drain(CACHE_SIZE / 2..).collect::<ArrayVec<u32, CACHE_SIZE>>());
+        c.tables.push(pfn);
+        surplus
     });
+    if let Some(surplus) = surplus {
+        SPARE_TABLES.lock().extend(surplus);
+    }
 }
 
 /// Users of a frame. A snapshot, except that 1 seen by the only user stays 1.

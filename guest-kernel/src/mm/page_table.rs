@@ -155,7 +155,7 @@ pub fn walk_create(root: PhysAddr, addr: u64, owned: &mut OwnedTables) -> Result
         let mut e = table.get(i);
         if !e.is_present() {
             // Rights are narrowed only at the last level.
-            let child = frame::alloc_zeroed()?;
+            let child = frame::alloc_table()?;
             e = Entry::new(child, Flags::PRESENT | Flags::WRITE | Flags::USER);
             owned.push(OwnedTable { frame: child, parent: frame, slot: i as u16 });
             table.set(i, e);
@@ -172,7 +172,7 @@ pub fn free_tables(owned: &mut OwnedTables) {
     while let Some(t) = owned.pop() {
         // SAFETY: parents are freed after their children.
         unsafe { Table::at(t.parent) }.set(t.slot as usize, Entry::NONE);
-        frame::put_zeroed(t.frame);
+        frame::put_table(t.frame);
     }
 }
 

@@ -16,8 +16,6 @@ use crate::sync::SpinLock;
 
 const ORDER: usize = 3;
 const STACK_OFFSET: u64 = 4 * PAGE_SIZE;
-/// Blocks kept for the next tasks (1 MiB).
-const KEEP: usize = 32;
 
 /// Blocks of ended tasks. Guards: the list only.
 static SPARE: SpinLock<Vec<PhysAddr>> = SpinLock::new(Vec::new());
@@ -81,12 +79,7 @@ impl TaskBlock {
 impl Drop for TaskBlock {
     fn drop(&mut self) {
         // The user half was emptied when the task let go of its address space (`Task::leave_space`).
-        let mut spare = SPARE.lock();
-        if spare.len() < KEEP {
-            spare.push(self.base);
-        } else {
-            drop(spare);
-            frame::free_block(self.base, ORDER);
-        }
+        // Never given back to the frame allocator: half of it was page tables (see `frame::alloc_table`).
+        SPARE.lock().push(self.base);
     }
 }
