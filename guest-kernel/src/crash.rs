@@ -164,7 +164,10 @@ pub fn kernel_exception(frame: &TrapFrame, cr2: u64) -> ! {
     let name = EXCEPTIONS.get(frame.vector as usize).copied().unwrap_or("unknown exception");
     match frame.vector {
         14 if (task_slot::BASE..task_slot::STACK_BOTTOM).contains(&cr2) => {
-            log::emergency(format_args!("kernel panic: {} of the kernel stack's guard page at {cr2:#x}", access(frame.error)));
+            log::emergency(format_args!(
+                "kernel panic: {} of the kernel stack's guard page at {cr2:#x}",
+                access(frame.error)
+            ));
         }
         14 => {
             log::emergency(format_args!("kernel panic: page fault in ring 0: {} of {cr2:#x}", access(frame.error)));

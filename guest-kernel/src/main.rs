@@ -64,6 +64,7 @@ extern "C" fn second_stage() -> ! {
     let Some(info) = BOOT.get() else { panic!("boot information lost") };
     arch::fpu::init_this_cpu();
     time::init(boot::cmdline::get("tsc_khz").and_then(|v| v.parse().ok()));
+    sched::init();
     time::wall::init();
     let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();
     if let Some(base) = madt.io_apic {

@@ -89,6 +89,8 @@ pub struct Cpu {
     pub slot_entry: AtomicU64,
     /// Time at which the current task was picked, in TSC ticks.
     pub picked_at: AtomicU64,
+    /// The same as monotonic time, in nanoseconds.
+    pub picked_time: AtomicU64,
     /// Counters.
     pub stats: CpuStats,
     /// Takes tasks.
@@ -140,6 +142,7 @@ impl Cpu {
             leaving: AtomicPtr::new(core::ptr::null_mut()),
             slot_entry: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),
+            picked_time: AtomicU64::new(0),
             stats: CpuStats {
                 switches: AtomicU64::new(0),
                 faults: AtomicU64::new(0),

@@ -13,6 +13,7 @@
 pub mod idle;
 
 use alloc::sync::Arc;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vcpu_sched::cpumask::CpuMask;
@@ -145,10 +146,17 @@ pub fn note_competitor(me: &Cpu) {
     }
 }
 
-/// Length of a slice in TSC ticks.
+/// Length of a slice in TSC ticks: the same for every task under round robin.
+static SLICE_TICKS: AtomicU64 = AtomicU64::new(u64::MAX >> 1);
+
+/// Takes the slice's length, once the clock is there. Boot CPU.
+pub fn init() {
+    SLICE_TICKS.store(time::ticks(vcpu_sched::policy::round_robin::DEFAULT_SLICE), Ordering::Relaxed);
+}
+
+#[inline(always)]
 fn slice_ticks() -> u64 {
-    // Every task has the same slice under round robin; asked of a queue without locking it, since it is constant.
-    time::ticks(vcpu_sched::policy::round_robin::DEFAULT_SLICE)
+    SLICE_TICKS.load(Ordering::Relaxed)
 }
 
 /// The timer has fired: has the current task had its share? Interrupts are off.
@@ -213,14 +221,13 @@ fn reschedule(event: Event) {
     let idle: *const Task = me.idle.load(Ordering::Relaxed);
     let tsc = instr::rdtsc();
     let now = time::at_tsc(tsc);
-    let ran = tsc.wrapping_sub(me.picked_at.load(Ordering::Relaxed));
-    prev.stats.run_ticks.fetch_add(ran, Ordering::Relaxed);
+    let ran = now - Nanos(me.picked_time.load(Ordering::Relaxed));
+    prev.stats.run_ticks.fetch_add(tsc.wrapping_sub(me.picked_at.load(Ordering::Relaxed)), Ordering::Relaxed);
 
     let was_idle = core::ptr::eq(prev, idle);
     let mut rq = me.run_queue.lock();
-    if !was_idle {
-        put_prev(me, prev, &mut rq, event, time::ticks_to_nanos(ran), now);
-    }
+    // Whether the reference that `prev` runs on has moved to the queue.
+    let mut moved = !was_idle && put_prev(me, prev, &mut rq, event, ran, now);
     let next = loop {
         let Some(t) = rq.pick_next(now) else {
             drop(rq);
@@ -237,8 +244,11 @@ fn reschedule(event: Event) {
         }
         me.nr_running.fetch_sub(1, Ordering::Relaxed);
         if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
-            // Woken while it was leaving, and not to stay here: its successor sends it on. (`prev` is kept alive by the
-            // reference that it runs on.)
+            // It may not stay here (it was woken while it was leaving, or its affinity has just changed): its successor sends
+            // it on, with the reference that it runs on.
+            if core::mem::take(&mut moved) {
+                core::mem::forget(t);
+            }
             FORWARD[me.id.0 as usize].store(true, Ordering::Relaxed);
             continue;
         }
@@ -259,31 +269,34 @@ fn reschedule(event: Event) {
         None => idle,
     };
     me.picked_at.store(tsc, Ordering::Relaxed);
+    me.picked_time.store(now.0, Ordering::Relaxed);
     if has_competitor && !core::ptr::eq(next, idle) {
         me.timers.arm_slice(tsc.wrapping_add(slice_ticks()));
     }
     if core::ptr::eq(next, prev) {
-        if !was_idle {
-            // The queue's reference; the running one stays.
+        if !was_idle && !moved {
+            // It was woken while it was leaving: the waker's reference came on top of the one that it runs on.
             // SAFETY: `into_raw` above made it.
             drop(unsafe { Arc::from_raw(next) });
         }
         return;
     }
+    me.leaving.store(
+        if moved || was_idle { core::ptr::null_mut() } else { core::ptr::from_ref(prev).cast_mut() },
+        Ordering::Relaxed,
+    );
     // SAFETY: `next` is held by the reference that just moved into `current`.
     switch_to(me, prev, unsafe { &*next });
 }
 
-/// Tells the state table and the policy what becomes of the task that is being left.
-fn put_prev(me: &Cpu, prev: &Task, rq: &mut RunQueue, event: Event, ran: Nanos, now: Nanos) {
-    // SAFETY: `prev` lives in an Arc whose count the scheduler holds.
-    let prev_ref = unsafe {
-        Arc::increment_strong_count(prev);
-        TaskRef(Arc::from_raw(prev))
-    };
+/// Tells the state table and the policy what becomes of the task that is being left. Returns whether the reference that it
+/// ran on now belongs to the queue.
+fn put_prev(me: &Cpu, prev: &Task, rq: &mut RunQueue, event: Event, ran: Nanos, now: Nanos) -> bool {
+    // SAFETY: tasks live in Arcs, and the scheduler owns a reference for the running one: this one. It is given away only
+    // where `true` is returned.
+    let held = ManuallyDrop::new(TaskRef(unsafe { Arc::from_raw(prev) }));
     let wanted_to_block = prev.state.load() == State::Blocking;
-    let action = prev.state.apply(event);
-    match action {
+    match prev.state.apply(event) {
         Ok(Action::Enqueue) => {
             // A block that a wake-up overtook is no yield: the task asked for nothing and must not be made to pay.
             let yields = event == Event::Deschedule && !wanted_to_block;
@@ -295,26 +308,23 @@ fn put_prev(me: &Cpu, prev: &Task, rq: &mut RunQueue, event: Event, ran: Nanos, 
             let counter = if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary };
             counter.fetch_add(1, Ordering::Relaxed);
             if prev.allowed_on(me.id) {
-                rq.put_prev(&prev_ref, ran, put);
-                rq.enqueue(prev_ref, why, now);
-            } else {
-                // It may not stay here: its successor sends it on.
-                rq.put_prev(&prev_ref, ran, PutReason::Migrate);
-                FORWARD[me.id.0 as usize].store(true, Ordering::Relaxed);
-                me.nr_running.fetch_sub(1, Ordering::Relaxed);
+                rq.put_prev(&held, ran, put);
+                rq.enqueue(ManuallyDrop::into_inner(held), why, now);
+                return true;
             }
+            // It may not stay here: its successor sends it on.
+            rq.put_prev(&held, ran, PutReason::Migrate);
+            FORWARD[me.id.0 as usize].store(true, Ordering::Relaxed);
         }
         Ok(Action::Nothing) => {
-            rq.put_prev(&prev_ref, ran, PutReason::Block);
+            rq.put_prev(&held, ran, PutReason::Block);
             prev.stats.voluntary.fetch_add(1, Ordering::Relaxed);
-            me.nr_running.fetch_sub(1, Ordering::Relaxed);
         }
-        Ok(Action::Reap) => {
-            rq.put_prev(&prev_ref, ran, PutReason::Exit);
-            me.nr_running.fetch_sub(1, Ordering::Relaxed);
-        }
+        Ok(Action::Reap) => rq.put_prev(&held, ran, PutReason::Exit),
         Err(e) => panic!("task {}: {e}", prev.id.0),
     }
+    me.nr_running.fetch_sub(1, Ordering::Relaxed);
+    false
 }
 
 /// Takes a task from the CPU with the most into this CPU's queue, which is empty. Interrupts are off.
@@ -371,7 +381,6 @@ fn switch_to(me: &Cpu, prev: &Task, next: &Task) {
     }
     // SAFETY: we are about to run it.
     shootdown::enter_space(me, unsafe { next.space_ptr() });
-    me.leaving.store(core::ptr::from_ref(prev).cast_mut(), Ordering::Relaxed);
     me.current.store(core::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
     // SAFETY: interrupts are off; `next`'s stack pointer was saved or laid out; its root has the kernel half and now this
     // CPU's slot; tasks live in the heap, that is, in the direct map.
@@ -383,7 +392,7 @@ fn switch_to(me: &Cpu, prev: &Task, next: &Task) {
 fn finish_switch() {
     let me = cpu::this();
     let prev = me.leaving.swap(core::ptr::null_mut(), Ordering::Relaxed);
-    if prev.is_null() || core::ptr::eq(prev, me.idle.load(Ordering::Relaxed)) {
+    if prev.is_null() {
         return;
     }
     // SAFETY: the reference that `current` held until the switch.
