@@ -21,6 +21,8 @@ use crate::sync::{Mutex, MutexGuard};
 
 /// Lowest address a program may map (Linux: vm.mmap_min_addr), so that a null pointer always faults.
 pub const USER_START: u64 = 0x1_0000;
+/// Mappings of one space (Linux: vm.max_map_count).
+const MAX_MAPPINGS: usize = 65_530;
 /// Pages mapped around a fault in a file, where they need no copy.
 const FAULT_AROUND: u64 = 16;
 
@@ -81,8 +83,10 @@ pub struct Inner {
     pub brk: u64,
     /// See `brk`.
     pub brk_start: u64,
-    /// Top-down search for free ranges starts here.
+    /// Free ranges are looked for below this address, top-down.
     mmap_top: u64,
+    /// The last search ended here, and nothing above was unmapped since: where the next one starts.
+    search_from: u64,
 }
 
 /// One user half.
@@ -112,6 +116,7 @@ impl AddressSpace {
                 brk: 0,
                 brk_start: 0,
                 mmap_top: USER_END - (64 << 20),
+                search_from: USER_END - (64 << 20),
             }),
             master: frame::alloc_table()?,
             generation: AtomicU64::new(1),
@@ -173,6 +178,7 @@ impl AddressSpace {
     ) -> Result<u64, MapError> {
         let len = page_up(len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;
         let mut inner = self.lock();
+        inner.room_for_more()?;
         let start = if fixed {
             let end = addr.checked_add(len).filter(|e| *e <= USER_END).ok_or(MapError::BadRange)?;
             if !addr.is_multiple_of(PAGE_SIZE) || addr < USER_START {
@@ -197,9 +203,13 @@ impl AddressSpace {
     }
 
     fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64) -> Result<(), MapError> {
+        if inner.find(start).is_some_and(|v| v.start < start && v.end > end) {
+            inner.room_for_more()?; // a hole makes two of one
+        }
         inner.split_at(start);
         inner.split_at(end);
         let mut flush = Shootdown::new(self);
+        inner.search_from = inner.search_from.max(end.min(inner.mmap_top));
         while let Some((&key, _)) = inner.vmas.range(start..end).next() {
             if let Some(vma) = inner.vmas.remove(&key) {
                 self.zap(&vma, vma.start, vma.end, &mut flush);
@@ -243,6 +253,7 @@ impl AddressSpace {
     pub fn protect(&self, start: u64, len: u64, prot: Prot) -> Result<(), MapError> {
         let end = checked_range(start, len)?;
         let mut inner = self.lock();
+        inner.room_for_more()?;
         inner.split_at(start);
         inner.split_at(end);
         let mut flush = Shootdown::new(self);
@@ -328,6 +339,7 @@ impl AddressSpace {
         inner.split_at(old);
         inner.split_at(old_end);
         let Some(vma) = inner.vmas.remove(&old) else { return Err(MapError::NotMapped) };
+        inner.search_from = inner.search_from.max(old_end.min(inner.mmap_top));
         let mut moved = Vma::new(new, new + new_len, vma.prot, vma.backing.clone(), vma.offset, vma.name);
         let mut flush = Shootdown::new(self);
         let (low, high) = vma.touched_in(old, old + old_len.min(new_len));
@@ -477,7 +489,8 @@ impl AddressSpace {
         let child = Self::new()?;
         let inner = self.lock();
         let mut theirs = child.lock();
-        (theirs.brk, theirs.brk_start, theirs.mmap_top) = (inner.brk, inner.brk_start, inner.mmap_top);
+        (theirs.brk, theirs.brk_start) = (inner.brk, inner.brk_start);
+        (theirs.mmap_top, theirs.search_from) = (inner.mmap_top, inner.search_from);
         let mut flush = Shootdown::new(self);
         let mut copied = 0;
         for vma in inner.vmas.values() {
@@ -588,6 +601,11 @@ impl Inner {
         self.vmas.range(first..end.max(first)).map(|(_, v)| v).filter(move |v| v.end > start && v.start < end)
     }
 
+    /// A program can't fill the kernel's memory with mappings.
+    fn room_for_more(&self) -> Result<(), MapError> {
+        if self.vmas.len() < MAX_MAPPINGS { Ok(()) } else { Err(MapError::NoMemory) }
+    }
+
     /// Whether something is mapped in `[start, end)`.
     pub fn occupied(&self, start: u64, end: u64) -> bool {
         self.overlapping(start, end).next().is_some()
@@ -631,16 +649,22 @@ impl Inner {
         }
     }
 
-    /// A free range: at the hint if that is free, else the highest gap below the mmap area's top.
-    fn find_gap(&self, hint: u64, len: u64) -> Option<u64> {
+    /// A free range: at the hint if that is free, else the highest gap below the last one that was found, else the highest of all.
+    fn find_gap(&mut self, hint: u64, len: u64) -> Option<u64> {
         if hint >= USER_START
             && hint.checked_add(len).is_some_and(|e| e <= USER_END)
-            && self.overlapping(hint, hint + len).next().is_none()
+            && !self.occupied(hint, hint + len)
         {
             return Some(hint);
         }
-        let mut top = self.mmap_top;
-        for vma in self.vmas.range(..self.mmap_top).rev().map(|(_, v)| v) {
+        let start = self.gap_below(self.search_from, len).or_else(|| self.gap_below(self.mmap_top, len))?;
+        self.search_from = start;
+        Some(start)
+    }
+
+    fn gap_below(&self, from: u64, len: u64) -> Option<u64> {
+        let mut top = from;
+        for vma in self.vmas.range(..from).rev().map(|(_, v)| v) {
             if vma.end <= top && top - vma.end >= len {
                 return Some(top - len);
             }

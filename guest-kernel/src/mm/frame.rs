@@ -216,7 +216,34 @@ fn take_one(zeroed: bool) -> Option<(u32, bool)> {
     })
 }
 
+/// Free frames that may lie in the caches of CPUs other than the one that needs them.
+fn cached_elsewhere() -> u32 {
+    /// Kinds of frames that a CPU keeps.
+    const KINDS: u32 = 3;
+    KINDS * CACHE_SIZE as u32 * cpu::count()
+}
+
+/// Whether only the reserve is left, which is for the kernel heap alone: what a program asks for can't make the kernel itself
+/// run dry.
+pub fn is_low() -> bool {
+    const RESERVE: u32 = 512;
+    FREE.load(Ordering::Relaxed) <= (RESERVE + cached_elsewhere()).min(TOTAL.load(Ordering::Relaxed) / 8)
+}
+
+/// Whether the heap has taken so much of the reserve that programs must give something back before they go on.
+pub fn is_critical() -> bool {
+    const REST: u32 = 256;
+    FREE.load(Ordering::Relaxed) <= (REST + cached_elsewhere()).min(TOTAL.load(Ordering::Relaxed) / 10)
+}
+
 fn single(zeroed: bool) -> Result<(PhysAddr, bool), OutOfMemory> {
+    if is_low() {
+        return Err(OutOfMemory);
+    }
+    single_or_reserve(zeroed)
+}
+
+fn single_or_reserve(zeroed: bool) -> Result<(PhysAddr, bool), OutOfMemory> {
     let (pfn, is_zero) = take_one(zeroed).ok_or(OutOfMemory)?;
     FREE.fetch_sub(1, Ordering::Relaxed);
     // Relaxed: nobody else knows the frame yet.
@@ -269,6 +296,18 @@ pub fn alloc_block(order: usize, zeroed: bool) -> Result<PhysAddr, OutOfMemory> 
     if order == 0 {
         return if zeroed { alloc_zeroed() } else { alloc() };
     }
+    if is_low() {
+        return Err(OutOfMemory);
+    }
+    block_or_reserve(order, zeroed)
+}
+
+/// For the heap: `2^order` frames with any content, from the reserve if nothing else is left.
+pub fn alloc_for_heap(order: usize) -> Result<PhysAddr, OutOfMemory> {
+    if order == 0 { single_or_reserve(false).map(|f| f.0) } else { block_or_reserve(order, false) }
+}
+
+fn block_or_reserve(order: usize, zeroed: bool) -> Result<PhysAddr, OutOfMemory> {
     let (pfn, is_zero) = BUDDY.lock().take(order, zeroed).ok_or(OutOfMemory)?;
     FREE.fetch_sub(1 << order, Ordering::Relaxed);
     let base = PhysAddr(u64::from(pfn) << PAGE_SHIFT);

@@ -6,11 +6,13 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::null_mut;
+use core::sync::atomic::Ordering;
 
 use super::frame;
 use super::layout::PAGE_SIZE;
 use crate::cpu;
 use crate::sync::SpinLock;
+use crate::task::work;
 
 /// Object sizes. Powers of two and the halves between, so at most a third is lost.
 const CLASSES: [usize; 13] = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048];
@@ -107,6 +109,19 @@ fn block_order(layout: Layout) -> usize {
     pages.next_power_of_two().trailing_zeros() as usize
 }
 
+/// The heap is deep in the reserve: the program that we work for makes room before it goes on (its ABI layer looks at
+/// `frame::is_critical` on the way to ring 3).
+fn low_memory_check() {
+    let task = cpu::current_task();
+    if frame::is_critical() && !task.is_null() {
+        // SAFETY: the running task is alive.
+        let task = unsafe { &*task };
+        if task.user().is_some() {
+            task.work.fetch_or(work::USER, Ordering::SeqCst);
+        }
+    }
+}
+
 /// The global allocator.
 pub struct KernelHeap;
 
@@ -114,7 +129,8 @@ pub struct KernelHeap;
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(class) = class_for(layout) else {
-            return frame::alloc_block(block_order(layout), false).map_or(null_mut(), |p| p.as_ptr());
+            low_memory_check();
+            return frame::alloc_for_heap(block_order(layout)).map_or(null_mut(), |p| p.as_ptr());
         };
         cpu::with_heap_cache(|cache| {
             let c = &mut cache.0[class];
@@ -131,7 +147,8 @@ unsafe impl GlobalAlloc for KernelHeap {
                 if let Some(p) = c.free.pop() {
                     return p;
                 }
-                let Ok(page) = frame::alloc() else { return null_mut() };
+                low_memory_check();
+                let Ok(page) = frame::alloc_for_heap(0) else { return null_mut() };
                 let size = CLASSES[class];
                 c.bump = page.to_virt() as usize;
                 c.bump_end = c.bump + PAGE_SIZE as usize / size * size;

@@ -163,7 +163,7 @@ pub fn read_array<T: Plain>(src: u64, count: usize) -> Result<Vec<T>, Fault> {
 /// Reads a zero-terminated string of at most `max` bytes, without the zero.
 ///
 /// # Errors
-/// `Err(None)` if no zero comes within `max` bytes.
+/// `Err(None)` if no zero comes within `max` bytes (or as many as the kernel has room for).
 pub fn read_cstr(src: u64, max: usize) -> Result<Vec<u8>, Option<Fault>> {
     let mut out = Vec::new();
     let mut at = src;
@@ -172,6 +172,7 @@ pub fn read_cstr(src: u64, max: usize) -> Result<Vec<u8>, Option<Fault>> {
         let room = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
         let take = room.min(max - out.len()).min(64);
         let old = out.len();
+        out.try_reserve(take).map_err(|_| None)?;
         out.resize(old + take, 0);
         read_bytes(&mut out[old..], at).map_err(Some)?;
         if let Some(n) = out[old..].iter().position(|b| *b == 0) {

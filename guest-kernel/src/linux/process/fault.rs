@@ -26,11 +26,8 @@ mod vector {
     pub const SIMD: u64 = 19;
 }
 
-/// RFLAGS.TF.
-const TRAP_FLAG: u64 = 1 << 8;
-
 /// Posts the signal for an exception of the running thread.
-pub fn exception(thread: &Thread, frame: &mut TrapFrame, fault: UserFault) {
+pub fn exception(thread: &Thread, frame: &TrapFrame, fault: UserFault) {
     let (vector, address) = match fault {
         UserFault::Page(addr, ..) => (vector::PAGE_FAULT, addr),
         UserFault::Exception(v) => (v, 0),
@@ -49,10 +46,7 @@ pub fn exception(thread: &Thread, frame: &mut TrapFrame, fault: UserFault) {
         UserFault::Page(addr, FaultError::BeyondEnd, _) => SigInfo::fault(SIGBUS, BUS_ADRERR, addr),
         UserFault::Exception(v) => match v {
             vector::DIVIDE => SigInfo::fault(SIGFPE, FPE_INTDIV, frame.rip),
-            vector::DEBUG => {
-                frame.rflags &= !TRAP_FLAG;
-                SigInfo::fault(SIGTRAP, TRAP_TRACE, frame.rip)
-            }
+            vector::DEBUG => SigInfo::fault(SIGTRAP, TRAP_TRACE, frame.rip),
             vector::BREAKPOINT => SigInfo::kernel(SIGTRAP),
             vector::OVERFLOW => SigInfo::kernel(SIGSEGV),
             vector::INVALID_OPCODE => SigInfo::fault(SIGILL, ILL_ILLOPN, frame.rip),

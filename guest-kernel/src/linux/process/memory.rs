@@ -238,7 +238,10 @@ pub fn mincore(start: u64, len: u64, out: u64) -> SysResult {
         }
         for i in 0..len / PAGE_SIZE {
             let there = u8::from(s.lookup(start + i * PAGE_SIZE).is_some());
-            user::write(out + i, &there)?;
+            user::write(out.wrapping_add(i), &there)?;
+            if current().work.load(Ordering::Relaxed) != 0 {
+                return Err(Errno::EAGAIN); // a huge range must not outlast a signal
+            }
         }
         Ok(0)
     })

@@ -43,6 +43,13 @@ pub fn snapshot(select: impl Fn(&Process) -> bool) -> Vec<Arc<Process>> {
     TABLE.lock().values().filter(|n| select(&n.process)).map(|n| n.process.clone()).collect()
 }
 
+/// The process for which `size` gives the most, the youngest of equals. Allocates nothing; `size` runs with the table locked.
+pub fn largest(size: impl Fn(&Process) -> Option<u32>) -> Option<(u32, Arc<Process>)> {
+    let t = TABLE.lock();
+    let (pages, node) = t.values().filter_map(|n| Some((size(&n.process)?, n))).max_by_key(|(pages, _)| *pages)?;
+    Some((pages, node.process.clone()))
+}
+
 /// Lists a new process as a child of its `ppid`, or of nobody if that has gone. Its number is unused.
 pub fn insert(process: &Arc<Process>) {
     let mut t = TABLE.lock();

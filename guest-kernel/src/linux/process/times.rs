@@ -212,7 +212,7 @@ pub fn usage_words(ticks: u64, max_resident: u64, switches: [u64; 2], faults: u6
     let t = to_timeval(time::ticks_to_nanos(ticks));
     w[0..2].copy_from_slice(&t);
     w[4] = max_resident;
-    w[6] = faults;
+    w[8] = faults;
     w[16..18].copy_from_slice(&switches);
     w
 }

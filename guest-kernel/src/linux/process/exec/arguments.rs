@@ -103,6 +103,7 @@ impl Arguments {
             if self.bytes.len() + s.len() >= MAX_BYTES {
                 return Err(Errno::E2BIG);
             }
+            self.bytes.try_reserve(s.len() + 1).map_err(|_| Errno::ENOMEM)?;
             self.push(&s);
         }
         Err(Errno::E2BIG)
@@ -133,7 +134,8 @@ impl Arguments {
     /// Writes everything below `top` in the current address space; returns the stack pointer and the auxiliary vector.
     pub fn write(&self, top: u64, program: &Program, path: &[u8]) -> Result<(u64, Vec<u64>), Fault> {
         const PLATFORM: &[u8] = b"x86_64\0";
-        let mut tail = Vec::with_capacity(self.bytes.len() + path.len() + 40);
+        let mut tail = Vec::new();
+        tail.try_reserve(self.bytes.len() + path.len() + 40).map_err(|_| Fault)?;
         let mut seed = [0; 16];
         random::fill(&mut seed);
         tail.extend_from_slice(&seed);
@@ -149,7 +151,8 @@ impl Arguments {
         let auxv = auxiliary(program, base, base + seed.len() as u64, base + name);
         let words = 1 + self.count + 1 + self.environment + 1 + auxv.len();
         let sp = (base - 8 * words as u64) & !15;
-        let mut table = Vec::with_capacity(8 * words);
+        let mut table = Vec::new();
+        table.try_reserve(8 * words).map_err(|_| Fault)?;
         let mut put = |w: u64| table.extend_from_slice(&w.to_le_bytes());
         put(self.count as u64);
         let mut at = base + strings;

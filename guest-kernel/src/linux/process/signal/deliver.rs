@@ -4,11 +4,12 @@
 use core::sync::atomic::Ordering;
 
 use super::info::{Action, SigInfo, code, flags};
-use super::{REPORTED, SIGSEGV, SIGSTOP, STOPPING, SigSet, UNBLOCKABLE, bit, force, frame, recalculate};
+use super::{REPORTED, SIGSEGV, SIGSTOP, STOPPING, SigSet, UNBLOCKABLE, bit, force, recalculate};
 use crate::arch::trap_entry::{TrapFrame, VECTOR_SYSCALL};
 use crate::linux::errno::Errno;
-use crate::linux::process::{Process, Thread, crash_report, exit, table};
+use crate::linux::process::{Process, Thread, crash_report, exit, out_of_memory, table};
 use crate::linux::strace;
+use crate::mm::frame;
 use crate::task::{current, work};
 
 /// Bytes of the SYSCALL instruction.
@@ -29,6 +30,9 @@ enum Next {
 pub fn before_user(thread: &Thread, frame: &mut TrapFrame) {
     // Cleared first: what comes from now on sets it again. SeqCst: against the senders' order of `pending`, then `work`.
     current().work.fetch_and(!work::USER, Ordering::SeqCst);
+    if frame::is_critical() {
+        out_of_memory::wait_for_room(&thread.process);
+    }
     loop {
         match next(thread) {
             Next::End => exit::end_thread(thread),
@@ -44,7 +48,7 @@ pub fn before_user(thread: &Thread, frame: &mut TrapFrame) {
                     continue;
                 }
                 restart(frame, Some(&action));
-                if frame::push(thread, frame, &info, &action).is_err() {
+                if super::frame::push(thread, frame, &info, &action).is_err() {
                     // No room for the frame. A SIGSEGV whose own handler can't run ends the program.
                     if info.signo == SIGSEGV {
                         thread.process.signals.lock().set_action(SIGSEGV, Action::DEFAULT);
