@@ -10,7 +10,8 @@ pub type SysResult = Result<u64, Errno>;
 
 macro_rules! errnos {
     ($($name:ident = $value:expr;)*) => {
-        #[allow(missing_docs)]
+        // All that a Linux program may know, used or not.
+        #[allow(missing_docs, dead_code)]
         impl Errno { $(pub const $name: Self = Self($value);)* }
         impl Errno {
             /// Its name, for traces.

@@ -106,7 +106,7 @@ fn backtrace(space: &Arc<AddressSpace>, frame: &TrapFrame) -> Vec<u64> {
         }
     }
     let mut rbp = frame.rbp;
-    while trace.len() < MAX_FRAMES && rbp % 8 == 0 && rbp >= frame.rsp {
+    while trace.len() < MAX_FRAMES && rbp.is_multiple_of(8) && rbp >= frame.rsp {
         let Ok([next, ret]) = user::read::<[u64; 2]>(rbp) else { break };
         if !is_code(ret) {
             break;

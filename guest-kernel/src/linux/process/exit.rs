@@ -94,10 +94,10 @@ fn end_process(process: &Arc<Process>, status: u32) {
         if let Some(sig) = wanted {
             signal::send_to_process(&child, sig);
         }
-        if child.zombie.load(Ordering::Acquire) {
-            if let Some(init) = table::find(INIT) {
-                init.child_events.wake_all();
-            }
+        if child.zombie.load(Ordering::Acquire)
+            && let Some(init) = table::find(INIT)
+        {
+            init.child_events.wake_all();
         }
     }
     let leaves_group = process.pgid();

@@ -84,7 +84,7 @@ impl Key {
 }
 
 fn key_of(addr: u64, private: bool) -> Result<Key, Errno> {
-    if addr % 4 != 0 {
+    if !addr.is_multiple_of(4) {
         return Err(Errno::EINVAL);
     }
     if addr >= USER_END {
@@ -407,7 +407,7 @@ pub fn exit_robust_list(thread: &Thread) {
 }
 
 fn owner_died(thread: &Thread, word: u64, pending: bool) {
-    if word % 4 != 0 {
+    if !word.is_multiple_of(4) {
         return;
     }
     // Bounded: somebody may change the word all the time.

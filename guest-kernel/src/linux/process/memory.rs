@@ -112,7 +112,7 @@ fn populate(start: u64, len: u64, write: bool) -> bool {
 
 /// Start and length of a range of whole pages, as most calls check it.
 fn range(start: u64, len: u64) -> Result<u64, Errno> {
-    if start % PAGE_SIZE != 0 {
+    if !start.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
     let len = page_up(len).ok_or(Errno::EINVAL)?;
@@ -250,9 +250,4 @@ pub fn mincore(start: u64, len: u64, out: u64) -> SysResult {
 /// brk(2).
 pub fn brk(want: u64) -> SysResult {
     with_space(|s| Ok(s.set_brk(want)))
-}
-
-/// Kibibytes that a process has in memory.
-pub fn resident_kib(space: &AddressSpace) -> u64 {
-    u64::from(space.resident.load(Ordering::Relaxed)) * (PAGE_SIZE / 1024)
 }

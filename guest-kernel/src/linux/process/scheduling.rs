@@ -46,7 +46,7 @@ pub fn set_affinity(thread: &Thread, pid: u64, size: u64, mask: u64) -> SysResul
 /// sched_getaffinity(2). Returns the bytes written.
 pub fn get_affinity(thread: &Thread, pid: u64, size: u64, mask: u64) -> SysResult {
     let needed = (cpu::count() as usize).div_ceil(64) * 8;
-    if (size as usize) < needed || size % 8 != 0 {
+    if (size as usize) < needed || !size.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
     let task = target(thread, pid)?;

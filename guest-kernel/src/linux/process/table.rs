@@ -124,11 +124,6 @@ pub fn give_children(pid: u32, heir: u32) -> Vec<Arc<Process>> {
     given
 }
 
-/// Whether some process is in the group.
-pub fn group_exists(pgid: u32) -> bool {
-    TABLE.lock().values().any(|n| n.process.pgid() == pgid)
-}
-
 /// Whether no member of the group has a parent in the same session but another group: nobody could continue it.
 pub fn is_orphaned(pgid: u32) -> bool {
     let t = TABLE.lock();

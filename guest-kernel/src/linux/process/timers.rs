@@ -137,8 +137,7 @@ impl TimerTarget for Timer {
             // The handle is spent: it named the shot that brought us here.
             s.handle = None;
             s.next = None;
-            if s.interval != 0 {
-                let missed = (now.0 - at.0) / s.interval;
+            if let Some(missed) = (now.0 - at.0).checked_div(s.interval) {
                 let next = Nanos(at.0.saturating_add(s.interval.saturating_mul(missed + 1)));
                 self.overrun.fetch_add(missed as u32, Ordering::Relaxed);
                 s.next = Some(next);

@@ -199,12 +199,10 @@ fn send_to_tid(thread: &Thread, group: Option<u32>, tid: u64, info: Option<SigIn
     if group.is_some_and(|g| g != target.process.pid) {
         return Err(Errno::ESRCH);
     }
-    if let Some(i) = info {
-        if !send_info_to_thread(&target.process, &task, i) {
-            return Err(Errno::EAGAIN);
-        }
+    match info {
+        Some(i) if !send_info_to_thread(&target.process, &task, i) => Err(Errno::EAGAIN),
+        _ => Ok(0),
     }
-    Ok(0)
 }
 
 /// tkill(2).

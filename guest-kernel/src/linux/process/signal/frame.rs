@@ -186,7 +186,7 @@ fn read_fpu(at: u64) -> Result<(), Errno> {
         let extended = xsave && sw[0] == FP_XSTATE_MAGIC1 && sw[4] as usize == whole && {
             user::read::<u32>(at.checked_add(whole as u64).ok_or(Errno::EFAULT)?)? == FP_XSTATE_MAGIC2
         };
-        if at % 64 != 0 && extended {
+        if !at.is_multiple_of(64) && extended {
             return Err(Errno::EFAULT);
         }
         let size = if extended { whole } else { 512 };

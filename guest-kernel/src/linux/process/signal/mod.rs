@@ -26,7 +26,8 @@ use crate::task::Task;
 
 macro_rules! signals {
     ($($name:ident = $n:literal)*) => {
-        $(#[allow(missing_docs)] pub const $name: u32 = $n;)*
+        // All of them, whether this kernel raises them or not.
+        $(#[allow(missing_docs, dead_code)] pub const $name: u32 = $n;)*
         /// The signal's name, for reports.
         pub fn name(sig: u32) -> &'static str {
             match sig { $($n => stringify!($name),)* 32..=64 => "SIGRT", _ => "SIG?" }
