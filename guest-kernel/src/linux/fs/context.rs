@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::inode::{Caller, Inode};
 use super::open_file::FileRef;
-use super::{dev, path, tty};
+use super::{dev, locks, path, tty};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::{self, Process};
 use crate::sync::SpinLock;
@@ -18,6 +18,18 @@ pub const MAX_DESCRIPTORS: usize = 65_536;
 struct Slot {
     file: FileRef,
     close_on_exec: bool,
+}
+
+impl Slot {
+    /// The descriptor is closed: the process's locks on the file go with it. Without the table's lock.
+    #[inline]
+    fn released(&self) {
+        if self.file.is_locked() {
+            if let Some(p) = current_process() {
+                locks::descriptor_closed(p.pid, &self.file);
+            }
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -114,6 +126,7 @@ impl FsContext {
                 }
                 at >= t.slots.len()
             };
+            gone.iter().for_each(Slot::released);
             drop(gone);
             if end {
                 return;
@@ -181,7 +194,9 @@ impl FsContext {
             }
             table.slots[fd].replace(Slot { file, close_on_exec })
         };
-        drop(old);
+        if let Some(old) = old {
+            old.released();
+        }
         Ok(fd as u64)
     }
 
@@ -191,7 +206,7 @@ impl FsContext {
     /// EBADF.
     pub fn close(&self, fd: i32) -> SysResult {
         let slot = self.table.lock().take(fd as u32 as usize);
-        slot.map(|_| 0).ok_or(Errno::EBADF)
+        slot.map(|s| s.released()).map(|()| 0).ok_or(Errno::EBADF)
     }
 
     /// close_range(2): closes, or marks close-on-exec.

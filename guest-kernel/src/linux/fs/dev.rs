@@ -6,12 +6,15 @@ use core::any::Any;
 use super::console_file::{self, StreamNode};
 use super::inode::{Inode, make_device};
 use super::io::IoCursor;
+use super::memfs::Node;
 use super::open_file::{File, FileRef, Flags, OpenFile};
 use super::tty::{self, TtyFile};
 use crate::console::{self, Stream};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::Process;
 use crate::linux::random;
+use crate::mm::layout::USER_END;
+use crate::mm::vma::PageSource;
 
 /// Device numbers. Linux Documentation/admin-guide/devices.txt.
 pub const NULL: u64 = make_device(1, 3);
@@ -113,6 +116,15 @@ impl File for Device {
 
     fn seek(&self, _offset: i64, _whence: u32) -> SysResult {
         if matches!(self.kind, Kind::Console) { Err(Errno::ESPIPE) } else { Ok(0) }
+    }
+
+    fn page_source(&self) -> Option<Arc<dyn PageSource>> {
+        // Each mapping of /dev/zero is an object of its own.
+        let Kind::Zero = self.kind else { return None };
+        let node = Node::unnamed_file(0o600);
+        node.set_label(b"dev/zero");
+        node.truncate(USER_END).ok()?;
+        node.page_source()
     }
 
     fn inode(&self) -> Option<Arc<dyn Inode>> {

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use super::calls::{at, descriptor, info, name, open, socket, transfer};
 use super::open_file::Flags;
 use super::path::AT_FDCWD;
-use super::{epoll, eventfd, poll};
+use super::{epoll, eventfd, locks, poll};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::Process;
 
@@ -54,8 +54,9 @@ fn rest(p: &Arc<Process>, nr: u64, a: &[u64; 6]) -> Option<SysResult> {
         76 => transfer::truncate(p, a[0], a[1]),
         77 => transfer::ftruncate(p, a[0], a[1]),
         285 => transfer::fallocate(p, a[0], a[1], a[2], a[3]),
-        // flock; fsync, fdatasync, readahead, fadvise64, sync_file_range, syncfs: nothing to do but check the descriptor
-        73 | 74 | 75 | 187 | 221 | 277 | 306 => p.fs.file(a[0] as i32).map(|_| 0),
+        73 => locks::flock(p, a[0], a[1]),
+        // fsync, fdatasync, readahead, fadvise64, sync_file_range, syncfs: nothing to do but check the descriptor
+        74 | 75 | 187 | 221 | 277 | 306 => p.fs.file(a[0] as i32).map(|_| 0),
         162 => Ok(0),
         // descriptors
         16 => descriptor::ioctl(p, a[0], a[1], a[2]),

@@ -5,7 +5,8 @@
 //! - `Watch::queued` is true exactly while the watch is on the ready list, or is about to be put there by whoever set it.
 //! - It is cleared before the file is looked at, so that a change after the look queues the watch again.
 //! - Nothing but the ready list and the waiters is touched in `woken`, which runs under the file's queue lock: so the order is
-//!   file's queue -> ready list -> instance's waiters, and an instance that watches another comes after it. Loops are refused.
+//!   file's queue -> ready list -> instance's waiters, and an instance that watches another comes after it. There is one such
+//!   level: what watches an instance is not watched itself (Linux has five).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
@@ -33,12 +34,13 @@ const WAKEUP: u32 = 1 << 29;
 const ONESHOT: u32 = 1 << 30;
 const EDGE: u32 = 1 << 31;
 const OPTIONS: u32 = EXCLUSIVE | WAKEUP | ONESHOT | EDGE;
-/// Nested instances (EP_MAX_NESTS).
-const MAX_NESTING: usize = 5;
 /// Most events of one call.
 const MAX_EVENTS: i32 = i32::MAX / 12;
 /// `struct epoll_event` is packed on x86-64.
 const EVENT_SIZE: u64 = 12;
+
+/// Held while one instance is made to watch another.
+static NESTING: Mutex<()> = Mutex::new(());
 
 struct Ready {
     list: VecDeque<Arc<Watch>>,
@@ -125,6 +127,11 @@ impl Watch {
         }
     }
 
+    /// Removed, or about to be.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
     /// The watched file is going away.
     pub fn file_closed<F: File + ?Sized>(&self, file: &F) {
         self.leave(file);
@@ -168,18 +175,10 @@ impl Instance {
         })
     }
 
-    /// Whether watching `target` from here would make a loop, or nest too deep.
-    fn check_nesting(&self, target: &Arc<Instance>, depth: usize) -> Result<(), Errno> {
-        if core::ptr::eq(self, &**target) || depth >= MAX_NESTING {
-            return Err(Errno::ELOOP);
-        }
-        let files: Vec<_> = target.watches.lock().values().filter_map(|w| w.file.upgrade()).collect();
-        for file in files {
-            if let Some(EpollFile(inner)) = file.file.as_any().downcast_ref() {
-                self.check_nesting(inner, depth + 1)?;
-            }
-        }
-        Ok(())
+    /// Whether it watches another instance.
+    fn watches_instance(&self) -> bool {
+        let files: Vec<_> = self.watches.lock().values().filter_map(|w| w.file.upgrade()).collect();
+        files.iter().any(|f| f.file.as_any().is::<EpollFile>())
     }
 
     fn add(&self, key: Key, file: &FileRef, interest: Interest) -> SysResult {
@@ -307,8 +306,7 @@ pub fn create(process: &Process, flags: u64) -> SysResult {
     process.fs.install(OpenFile::new(EpollFile(Instance::new()), Flags::RDWR), flags.contains(Flags::CLOEXEC))
 }
 
-fn instance(process: &Process, fd: u64) -> Result<Arc<Instance>, Errno> {
-    let file = process.fs.file(fd as i32)?;
+fn instance(file: &FileRef) -> Result<Arc<Instance>, Errno> {
     let EpollFile(instance) = file.file.as_any().downcast_ref().ok_or(Errno::EINVAL)?;
     Ok(instance.clone())
 }
@@ -325,7 +323,8 @@ pub fn control(process: &Process, epfd: u64, operation: u64, fd: u64, event: u64
         Interest { events, data: u64::from(low) | u64::from(high) << 32 }
     };
     let file = process.fs.file(fd as i32)?;
-    let instance = instance(process, epfd)?;
+    let own = process.fs.file(epfd as i32)?;
+    let instance = instance(&own)?;
     if !file.file.can_wait() {
         return Err(Errno::EPERM);
     }
@@ -339,7 +338,12 @@ pub fn control(process: &Process, epfd: u64, operation: u64, fd: u64, event: u64
                 if Arc::ptr_eq(&instance, inner) {
                     return Err(Errno::EINVAL);
                 }
-                instance.check_nesting(inner, 0)?;
+                // One level: a longer chain would be as deep a recursion in `woken`.
+                let _one = NESTING.lock();
+                if inner.watches_instance() || own.is_watched() {
+                    return Err(Errno::ELOOP);
+                }
+                return instance.add(key, &file, interest);
             }
             instance.add(key, &file, interest)
         }
@@ -367,7 +371,7 @@ pub fn wait(process: &Process, epfd: u64, events: u64, max: u64, deadline: Optio
     if max <= 0 || max > MAX_EVENTS {
         return Err(Errno::EINVAL);
     }
-    let instance = instance(process, epfd)?;
+    let instance = instance(&process.fs.file(epfd as i32)?)?;
     let mut at = events;
     loop {
         let n = instance.collect(max as usize, &mut |events, data| {

@@ -1,7 +1,7 @@
 //! Files and everything with a file descriptor.
 //!
 //! From the outside in: `dispatch` takes system calls and hands them to `calls`; `context` holds a process's descriptors, `open_file`
-//! what they refer to, `inode` and `path` what has a name. File systems: `memfs` (the archive and tmpfs, one tree),
+//! what they refer to (`locks` their locks), `inode` and `path` what has a name. File systems: `memfs` (the archive and tmpfs, one tree),
 //! `proc`. Other files: `pipe`, `socket_pair`, `eventfd`, `epoll`, `tty`, `console_file`, `dev`.
 //!
 //! Lock order in this folder (left to right): a file's position -> tree (`memfs::RENAME`) -> a file's `order` or a pipe's ring ->
@@ -17,6 +17,7 @@ mod epoll;
 mod eventfd;
 mod inode;
 mod io;
+mod locks;
 mod memfs;
 mod open_file;
 mod path;

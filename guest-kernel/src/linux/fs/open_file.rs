@@ -6,7 +6,7 @@
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::epoll::Watch;
 use super::inode::{DirEntry, Inode, Metadata};
@@ -219,6 +219,8 @@ pub trait File: Send + Sync {
 /// An open file description.
 pub struct OpenFile<F: File + ?Sized = dyn File> {
     flags: AtomicU32,
+    /// Somebody has locked it, or a part of it, through this description.
+    locked: AtomicBool,
     /// Guards the list of epoll registrations only.
     watches: SpinLock<Vec<Weak<Watch>>>,
     /// What does the work.
@@ -232,7 +234,7 @@ impl<F: File + 'static> OpenFile<F> {
     /// A new description.
     pub fn new(file: F, flags: Flags) -> Arc<Self> {
         let flags = AtomicU32::new(flags.difference(Flags::ONCE).bits());
-        Arc::new(Self { flags, watches: SpinLock::new(Vec::new()), file })
+        Arc::new(Self { flags, locked: AtomicBool::new(false), watches: SpinLock::new(Vec::new()), file })
     }
 }
 
@@ -283,10 +285,29 @@ impl<F: File + ?Sized> OpenFile<F> {
         list.retain(|w| w.strong_count() > 0);
         list.push(watch);
     }
+
+    /// A lock was taken through it (see `locks`).
+    pub fn note_locked(&self) {
+        self.locked.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a lock was ever taken through it.
+    pub fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::SeqCst)
+    }
+
+    /// Whether an epoll instance watches it.
+    pub fn is_watched(&self) -> bool {
+        let list: Vec<_> = self.watches.lock().iter().filter_map(Weak::upgrade).collect();
+        list.iter().any(|w| !w.is_dead())
+    }
 }
 
 impl<F: File + ?Sized> Drop for OpenFile<F> {
     fn drop(&mut self) {
+        if self.is_locked() {
+            super::locks::file_gone(core::ptr::from_ref(self).cast::<u8>() as usize);
+        }
         let watches = core::mem::take(&mut *self.watches.lock());
         for watch in watches.iter().filter_map(Weak::upgrade) {
             watch.file_closed(&self.file);

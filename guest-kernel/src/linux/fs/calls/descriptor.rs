@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 
 use crate::linux::errno::{Errno, SysResult};
+use crate::linux::fs::locks::{self, Command};
 use crate::linux::fs::open_file::Flags;
 use crate::linux::fs::pipe;
 use crate::linux::process::Process;
@@ -27,7 +28,7 @@ const DUPFD_CLOEXEC: u64 = 1030;
 const SETPIPE_SZ: u64 = 1031;
 const GETPIPE_SZ: u64 = 1032;
 const FD_CLOEXEC: u64 = 1;
-const F_UNLCK: u16 = 2;
+const F_UNLCK: u64 = 2;
 
 // Every file knows these. Linux include/uapi/asm-generic/ioctls.h.
 const FIONBIO: u32 = 0x5421;
@@ -85,17 +86,11 @@ pub fn fcntl(process: &Process, fd: u64, command: u64, argument: u64) -> SysResu
             file.set_flags(Flags::from_bits_retain(argument as u32));
             Ok(0)
         }
-        // Nobody else ever holds a lock: see docs of the file layer.
-        GETLK | OFD_GETLK => {
-            user::write(argument, &F_UNLCK)?;
-            Ok(0)
-        }
-        SETLK | SETLKW | OFD_SETLK | OFD_SETLKW => {
-            user::read::<u16>(argument)?;
-            Ok(0)
-        }
+        GETLK | OFD_GETLK => locks::control(process, &file, Command::Get, command == OFD_GETLK, argument),
+        SETLK | OFD_SETLK => locks::control(process, &file, Command::Set, command == OFD_SETLK, argument),
+        SETLKW | OFD_SETLKW => locks::control(process, &file, Command::Wait, command == OFD_SETLKW, argument),
         GETOWN | SETOWN => Ok(0),
-        GETLEASE => Ok(u64::from(F_UNLCK)),
+        GETLEASE => Ok(F_UNLCK),
         GETPIPE_SZ => pipe::capacity(&file),
         SETPIPE_SZ => pipe::set_capacity(&file, u64::from(argument as u32)),
         _ => Err(Errno::EINVAL),
