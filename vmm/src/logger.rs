@@ -8,6 +8,7 @@ use std::io::Write;
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::config::{LogLevel, LogSink};
+use crate::console::terminal::Lines;
 
 /// Writes lines somewhere.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl Log for Logger {
         // A log that can't be written has nowhere to say so.
         let _ = match &self.0 {
             Some(file) => (&*file).write_all(line.as_bytes()),
-            None => std::io::stderr().write_all(line.as_bytes()),
+            None => Lines(std::io::stderr()).write_all(line.as_bytes()),
         };
     }
 

@@ -4,7 +4,7 @@
 //! panic hook, or [`restore`] before the process ends itself by a signal.
 //! Invariant: the saved settings are those from before the first change.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Mutex, Once, PoisonError};
@@ -30,8 +30,6 @@ impl RawMode {
         SAVED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((fd, settings));
         // SAFETY: `settings` is a valid termios.
         unsafe { libc::cfmakeraw(&mut settings) };
-        // Output processing stays on, as in QEMU: our own messages on this terminal end lines with a bare newline.
-        settings.c_oflag |= libc::OPOST;
         set(fd, &settings)?;
         Ok(Some(Self(())))
     }
@@ -40,6 +38,32 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         restore();
+    }
+}
+
+/// Our own messages on the user's terminal: a newline returns the carriage too while raw mode is on. (The guest's bytes go out as
+/// they are: its own terminal has processed them.)
+#[derive(Debug)]
+pub struct Lines<W>(pub W);
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if SAVED.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return self.0.write(bytes);
+        }
+        let mut out = Vec::with_capacity(bytes.len() + 8);
+        for &byte in bytes {
+            if byte == b'\n' {
+                out.push(b'\r');
+            }
+            out.push(byte);
+        }
+        self.0.write_all(&out)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

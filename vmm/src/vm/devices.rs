@@ -21,6 +21,7 @@ use crate::boot::layout;
 use crate::config::LogSink;
 use crate::console::output::{Output, StopFlag};
 use crate::console::serial::SerialConsole;
+use crate::console::terminal::Lines;
 use crate::console::virtio::VirtioConsole;
 use crate::console::{Console, virtio};
 use crate::end::End;
@@ -59,12 +60,12 @@ pub fn build(fd: &VmFd, ram: &Ram, options: &Options, serial_console: bool) -> R
 
     let (sink, buffering): (Box<dyn Write + Send>, _) = match (&options.log, serial_console) {
         (_, true) => (Box::new(Output::stdout(&stop)?), Buffering::None),
-        (LogSink::Stderr, false) => (Box::new(Output::stderr(&stop)?), Buffering::Line),
+        (LogSink::Stderr, false) => (Box::new(Lines(Output::stderr(&stop)?)), Buffering::Line),
         (LogSink::File(path), false) => (Box::new(Output::create(path, &stop)?), Buffering::Line),
         (LogSink::Off, false) => (Box::new(io::sink()), Buffering::Line),
     };
     let com1 = serial_port(fd, sink, buffering, uart::COM1_IRQ)?;
-    let com2 = serial_port(fd, Box::new(Output::stderr(&stop)?), Buffering::Line, uart::COM2_IRQ)?;
+    let com2 = serial_port(fd, Box::new(Lines(Output::stderr(&stop)?)), Buffering::Line, uart::COM2_IRQ)?;
     buses.pio.insert("COM1", uart::COM1_PORT, uart::LEN, com1.clone())?;
     buses.pio.insert("COM2", uart::COM2_PORT, uart::LEN, com2.clone())?;
     add_exit_ports(&mut buses.pio, &sender)?;
