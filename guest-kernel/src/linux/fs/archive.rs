@@ -201,10 +201,10 @@ fn parent_of(root: &Arc<Node>, path: &'static [u8]) -> Option<(Arc<Node>, &'stat
 
 /// A directory in a directory; made, or put in the place of something else, if need be.
 pub fn child_dir(dir: &Arc<Node>, name: &'static [u8]) -> Arc<Node> {
-    if let Some(node) = child(dir, name) {
-        if node.is_dir() {
-            return node;
-        }
+    if let Some(node) = child(dir, name)
+        && node.is_dir()
+    {
+        return node;
     }
     let node = Node::new(Body::Dir(DirBody::new()), 0o755, dir.read_only(), 0);
     place(dir, name, node.clone());

@@ -11,8 +11,8 @@ use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::{self, Process};
 use crate::sync::SpinLock;
 
-/// Most descriptors of a process, whatever its limit says (Linux: fs.nr_open is larger; nobody here needs more).
-pub const MAX_DESCRIPTORS: usize = 65_536;
+/// Most descriptors of a process, whatever its limit says (Linux's fs.nr_open is larger): the table is one piece of memory.
+pub const MAX_DESCRIPTORS: usize = 4096;
 
 #[derive(Clone)]
 struct Slot {
@@ -24,10 +24,10 @@ impl Slot {
     /// The descriptor is closed: the process's locks on the file go with it. Without the table's lock.
     #[inline]
     fn released(&self) {
-        if self.file.is_locked() {
-            if let Some(p) = current_process() {
-                locks::descriptor_closed(p.pid, &self.file);
-            }
+        if self.file.is_locked()
+            && let Some(p) = current_process()
+        {
+            locks::descriptor_closed(p.pid, &self.file);
         }
     }
 }
@@ -49,13 +49,20 @@ impl Table {
         if fd >= limit {
             return Err(Errno::EMFILE);
         }
-        if fd >= self.slots.len() {
-            self.slots.resize(fd + 1, None);
-        }
+        self.reach(fd)?;
         if from <= self.first_free {
             self.first_free = fd + 1;
         }
         Ok(fd)
+    }
+
+    /// Makes sure that the slot is there.
+    fn reach(&mut self, fd: usize) -> Result<(), Errno> {
+        if fd >= self.slots.len() {
+            self.slots.try_reserve(fd + 1 - self.slots.len()).map_err(|_| Errno::ENOMEM)?;
+            self.slots.resize(fd + 1, None);
+        }
+        Ok(())
     }
 
     fn take(&mut self, fd: usize) -> Option<Slot> {
@@ -189,9 +196,7 @@ impl FsContext {
         }
         let old = {
             let mut table = self.table.lock();
-            if fd >= table.slots.len() {
-                table.slots.resize(fd + 1, None);
-            }
+            table.reach(fd)?;
             table.slots[fd].replace(Slot { file, close_on_exec })
         };
         if let Some(old) = old {
@@ -299,7 +304,7 @@ impl FsContext {
 }
 
 /// RLIMIT_NOFILE of the caller.
-fn descriptor_limit() -> usize {
+pub fn descriptor_limit() -> usize {
     let limit = current_process().map_or(1024, |p| p.limits.lock().files());
     usize::try_from(limit).unwrap_or(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS)
 }

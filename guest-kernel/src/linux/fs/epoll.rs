@@ -12,7 +12,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vcpu_sched::ids::Nanos;
 
@@ -39,6 +39,9 @@ const MAX_EVENTS: i32 = i32::MAX / 12;
 /// `struct epoll_event` is packed on x86-64.
 const EVENT_SIZE: u64 = 12;
 
+/// Registrations that there are, and may be (Linux: fs.epoll.max_user_watches).
+static WATCHES: AtomicUsize = AtomicUsize::new(0);
+const MAX_WATCHES: usize = 65_536;
 /// Held while one instance is made to watch another.
 static NESTING: Mutex<()> = Mutex::new(());
 
@@ -95,12 +98,19 @@ pub struct Watch {
 /// Descriptor and address of the open file: both together name a registration.
 type Key = (i32, usize);
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        WATCHES.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl WakeTarget for Watch {
     fn woken(&self) {
-        if !self.dead.load(Ordering::SeqCst) && !self.queued.swap(true, Ordering::SeqCst) {
-            if let Some(me) = self.this.upgrade() {
-                self.core.queue(me);
-            }
+        if !self.dead.load(Ordering::SeqCst)
+            && !self.queued.swap(true, Ordering::SeqCst)
+            && let Some(me) = self.this.upgrade()
+        {
+            self.core.queue(me);
         }
         // Also when it was queued already: its waiter may be about to sleep.
         self.core.waiters.wake_one();
@@ -182,6 +192,10 @@ impl Instance {
     }
 
     fn add(&self, key: Key, file: &FileRef, interest: Interest) -> SysResult {
+        if WATCHES.fetch_add(1, Ordering::Relaxed) >= MAX_WATCHES {
+            WATCHES.fetch_sub(1, Ordering::Relaxed);
+            return Err(Errno::ENOSPC);
+        }
         let watch = Arc::new_cyclic(|this: &Weak<Watch>| Watch {
             this: this.clone(),
             core: self.core.clone(),

@@ -172,9 +172,8 @@ impl TimerTarget for Shot {
         s.handle = None;
         s.expired = s.expired.saturating_add(1);
         s.next = None;
-        if s.interval > 0 {
-            // Expiries that were missed meanwhile count at once.
-            let late = time::now().0.saturating_sub(due.0) / s.interval;
+        // Expiries that were missed meanwhile count at once.
+        if let Some(late) = time::now().0.saturating_sub(due.0).checked_div(s.interval) {
             s.expired = s.expired.saturating_add(late);
             let next = Nanos(due.0.saturating_add((late + 1).saturating_mul(s.interval)));
             s.next = Some(next);

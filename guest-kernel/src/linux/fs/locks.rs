@@ -20,6 +20,10 @@ const LOCK_UN: u64 = 8;
 const F_RDLCK: u16 = 0;
 const F_WRLCK: u16 = 1;
 const F_UNLCK: u16 = 2;
+/// No room for another lock (ENOLCK).
+const NO_LOCKS: Errno = Errno(37);
+/// Most locks of all programs together.
+const MAX_LOCKS: usize = 4096;
 
 /// Who holds a lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,6 +89,9 @@ fn unlock(range: &Lock) {
 }
 
 fn lock(wanted: Lock, wait: bool) -> Result<(), Errno> {
+    if TABLE.lock().len() >= MAX_LOCKS {
+        return Err(NO_LOCKS);
+    }
     let attempt = || {
         let mut table = TABLE.lock();
         if table.iter().any(|l| l.conflicts(&wanted)) {

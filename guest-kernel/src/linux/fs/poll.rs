@@ -17,8 +17,6 @@ use crate::sync::{Interrupted, WaitQueue, Waiter, WakeTarget};
 use crate::task::current;
 use crate::time;
 
-/// Most descriptors of one call; more than anybody can have open.
-const MAX_FILES: u64 = 65_536;
 const NANOS: u64 = 1_000_000_000;
 
 /// What a file's queue wakes on behalf of a call.
@@ -162,7 +160,7 @@ pub fn ppoll(process: &Process, array: u64, count: u64, timeout: u64, mask: u64,
 }
 
 fn poll_until(process: &Process, array: u64, count: u64, deadline: Option<Nanos>) -> SysResult {
-    if count > MAX_FILES {
+    if count > super::context::descriptor_limit() as u64 {
         return Err(Errno::EINVAL);
     }
     // struct pollfd { int fd; short events; short revents; }
@@ -230,15 +228,10 @@ fn select_until(process: &Process, count: u64, sets: [u64; 3], deadline: Option<
     let wanted = [read_set(sets[0])?, read_set(sets[1])?, read_set(sets[2])?];
     let mut files = Vec::new();
     let mut fds = Vec::new();
-    for word in 0..words {
-        let mut any = wanted[0][word] | wanted[1][word] | wanted[2][word];
-        while any != 0 {
-            let fd = word * 64 + any.trailing_zeros() as usize;
-            any &= any - 1;
-            if fd < count {
-                files.push(Some(process.fs.file(fd as i32)?));
-                fds.push(fd);
-            }
+    for fd in 0..count {
+        if wanted.iter().any(|set| set[fd / 64] >> (fd % 64) & 1 != 0) {
+            files.push(Some(process.fs.file(fd as i32)?));
+            fds.push(fd);
         }
     }
     // Linux fs/select.c: POLLIN_SET, POLLOUT_SET, POLLEX_SET.

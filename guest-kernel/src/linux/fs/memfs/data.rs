@@ -86,7 +86,7 @@ impl ArchiveData {
 
     fn whole(&self, page: u64) -> Option<PhysAddr> {
         let start = page.checked_mul(PAGE_SIZE)?;
-        (self.base.0 % PAGE_SIZE == 0 && start.checked_add(PAGE_SIZE)? <= self.len)
+        (self.base.0.is_multiple_of(PAGE_SIZE) && start.checked_add(PAGE_SIZE)? <= self.len)
             .then(|| PhysAddr(self.base.0 + start))
     }
 
@@ -330,10 +330,10 @@ impl Data {
             frame::put(f);
         }
         let in_page = (size % PAGE_SIZE) as usize;
-        if in_page != 0 {
-            if let Some(f) = self.pages.lock().get(&(size / PAGE_SIZE)) {
-                frame_bytes(*f, in_page, PAGE_SIZE as usize - in_page).fill(0);
-            }
+        if in_page != 0
+            && let Some(f) = self.pages.lock().get(&(size / PAGE_SIZE))
+        {
+            frame_bytes(*f, in_page, PAGE_SIZE as usize - in_page).fill(0);
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ const NAME_MAX: usize = 255;
 pub fn create(dir: &Node, name: &[u8], what: New<'_>, permissions: u32) -> Result<Arc<Node>, Errno> {
     let Body::Dir(body) = &dir.body else { return Err(Errno::ENOTDIR) };
     check_new(dir, body, name)?;
+    Node::check_room()?;
     let now = time::wall::now().0;
     let body_of_new = match what {
         New::File => Body::File(Data::new()),

@@ -16,7 +16,10 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
 use core::borrow::Borrow;
+use core::ops::Bound;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
 
 pub use self::data::{ArchiveData, Data, usage};
 pub use self::dir::{link, place, rename};
@@ -160,6 +163,15 @@ pub struct Node {
     body: Body,
 }
 
+/// Nodes that there are. Programs may make as many as the machine has frames.
+static NODES: AtomicU64 = AtomicU64::new(0);
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        NODES.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn next_ino() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -179,6 +191,7 @@ impl Node {
             mtime: time,
             ctime: time,
         };
+        NODES.fetch_add(1, Ordering::Relaxed);
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
             ino: next_ino(),
@@ -222,6 +235,12 @@ impl Node {
     /// Whether it is in the part that can't be changed.
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether a program may make one more node.
+    fn check_room() -> Result<(), Errno> {
+        let limit = u64::from(crate::mm::frame::usage().1);
+        if NODES.load(Ordering::Relaxed) < limit { Ok(()) } else { Err(Errno::ENOSPC) }
     }
 
     /// What it is.
@@ -385,18 +404,34 @@ impl Inode for Node {
 
     fn entries(&self, _caller: Caller<'_>) -> Result<Vec<DirEntry>, Errno> {
         let Body::Dir(dir) = &self.body else { return Err(Errno::ENOTDIR) };
-        let list: Vec<_> = dir.0.lock().map.iter().map(|(n, i)| (n.clone(), i.clone())).collect();
-        let entry = |(name, inode): &(Name, Arc<dyn Inode>)| {
-            let (ino, mode) = match node_of(&**inode) {
-                Some(n) => (n.ino, n.kind()),
-                None => {
-                    let m = inode.metadata();
-                    (m.ino, m.mode)
-                }
-            };
-            DirEntry { name: name.bytes().to_vec(), ino, mode }
-        };
-        Ok(list.iter().map(entry).collect())
+        let count = dir.0.lock().map.len();
+        let mut entries = Vec::new();
+        // Two more: the caller adds "." and "..".
+        entries.try_reserve_exact(count + 2).map_err(|_| Errno::ENOMEM)?;
+        let mut last: Option<Name> = None;
+        loop {
+            // A few at a time, so that the lock is short. Each goes on behind the last one's name.
+            let mut some = ArrayVec::<(Name, Arc<dyn Inode>), 16>::new();
+            {
+                let from = last.as_ref().map_or(Bound::Unbounded, |n| Bound::Excluded(n.bytes()));
+                let guard = dir.0.lock();
+                some.extend(
+                    guard.map.range::<[u8], _>((from, Bound::Unbounded)).take(16).map(|(n, i)| (n.clone(), i.clone())),
+                );
+            }
+            for (name, inode) in &some {
+                let m = match node_of(&**inode) {
+                    Some(n) => (n.ino, n.kind()),
+                    None => (inode.metadata().ino, inode.mode()),
+                };
+                entries.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                entries.push(DirEntry { name: name.bytes().to_vec(), ino: m.0, mode: m.1 });
+            }
+            match some.pop() {
+                Some((name, _)) => last = Some(name),
+                None => return Ok(entries),
+            }
+        }
     }
 
     fn read_link(&self, _caller: Caller<'_>) -> Result<Vec<u8>, Errno> {

@@ -30,7 +30,10 @@ impl Out {
 
     /// Bytes that need not be text.
     fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        // Where memory is short the text ends early: better than the kernel's end.
+        if self.0.try_reserve(bytes.len()).is_ok() {
+            self.0.extend_from_slice(bytes);
+        }
     }
 }
 

@@ -187,10 +187,10 @@ fn typed() {
             }
             (signal, s.foreground)
         };
-        if let Some(signal) = signal {
-            if group != 0 {
-                signal::send_to_group(group, signal_number(signal));
-            }
+        if let Some(signal) = signal
+            && group != 0
+        {
+            signal::send_to_group(group, signal_number(signal));
         }
     }
     if !echo.is_empty() {
