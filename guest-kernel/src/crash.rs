@@ -27,6 +27,7 @@ pub enum Exit {
     /// The kernel panicked.
     Panic,
     /// In-guest tests finished with this many failures.
+    #[cfg(feature = "selftest")]
     Tests(u8),
     /// The first program could not be started: 126 or 127.
     NotStarted(u8),
@@ -38,6 +39,7 @@ pub fn debug_exit(how: Exit) -> ! {
         Exit::Code(c) => u32::from(c),
         Exit::Signal(s) => 1 << 8 | u32::from(s),
         Exit::Panic => 2 << 8 | 1,
+        #[cfg(feature = "selftest")]
         Exit::Tests(n) => 3 << 8 | u32::from(n),
         Exit::NotStarted(c) => 4 << 8 | u32::from(c),
     };

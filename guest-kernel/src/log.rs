@@ -22,23 +22,20 @@ pub enum Level {
     Info = 3,
     /// Details for developers of the kernel.
     Debug = 4,
-    /// Everything.
-    Trace = 5,
 }
 
 static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
 /// Guards COM1 and COM2, for a line.
 static PORT: SpinLock<()> = SpinLock::new(());
 
-/// Sets the level by its name on the command line. Returns whether there is such a level.
+/// Sets the level by its name on the command line; `trace` shows no more than `debug` yet. Returns whether there is such a level.
 pub fn set_level(name: &str) -> bool {
     let level = match name {
         "off" => 0,
         "error" => 1,
         "warn" => 2,
         "info" => 3,
-        "debug" => 4,
-        "trace" => 5,
+        "debug" | "trace" => 4,
         _ => return false,
     };
     LEVEL.store(level, Ordering::Relaxed);
@@ -72,7 +69,6 @@ pub fn line(level: Level, args: fmt::Arguments<'_>) {
         Level::Warn => "warn ",
         Level::Info => "info ",
         Level::Debug => "debug",
-        Level::Trace => "trace",
     };
     let _lock = PORT.lock();
     let _ = writeln!(Port(uart::COM1), "[{:>5}.{:06}] {tag} {args}", now / 1_000_000_000, now / 1000 % 1_000_000);

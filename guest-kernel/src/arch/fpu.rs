@@ -79,11 +79,6 @@ impl Area {
         unsafe { core::slice::from_raw_parts_mut(self.0.as_ptr(), area_size()) }
     }
 
-    /// Pointer for a restore from bytes that came from user space.
-    pub fn as_mut_ptr(&self) -> *mut u8 {
-        self.0.as_ptr()
-    }
-
     /// Makes bytes that came from user space loadable: reserved bits cleared, so that XRSTOR can't fault.
     pub fn sanitise(&self) {
         let p: *mut u8 = self.0.as_ptr();

@@ -45,15 +45,6 @@ pub struct TrapFrame {
 /// [`TrapFrame::vector`] of a system call.
 pub const VECTOR_SYSCALL: u64 = 0x100;
 
-impl TrapFrame {
-    /// Whether the frame was taken from ring 3.
-    #[inline(always)]
-    #[expect(clippy::wrong_self_convention, reason = "tells where the frame came from")]
-    pub fn from_user(&self) -> bool {
-        self.cs & 3 != 0
-    }
-}
-
 unsafe extern "C" {
     static trap_stubs: u8;
     fn syscall_entry();

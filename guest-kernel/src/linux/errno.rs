@@ -57,7 +57,6 @@ impl From<crate::mm::address_space::MapError> for Errno {
         use crate::mm::address_space::MapError;
         match e {
             MapError::BadRange => Self::EINVAL,
-            MapError::Occupied => Self::EEXIST,
             MapError::NotMapped | MapError::NoMemory => Self::ENOMEM,
         }
     }

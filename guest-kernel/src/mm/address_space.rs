@@ -31,8 +31,6 @@ const FAULT_AROUND: u64 = 16;
 pub enum MapError {
     /// Outside the user half, empty, or overflowing.
     BadRange,
-    /// Something is mapped there (or nothing is, where something must be).
-    Occupied,
     /// A hole where the call needs a mapping.
     NotMapped,
     /// No gap of that size, or no memory.

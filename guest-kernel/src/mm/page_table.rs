@@ -76,7 +76,7 @@ impl Entry {
     }
 
     /// The bits beside the address.
-    #[inline(always)]
+    #[cfg(feature = "selftest")]
     pub const fn flags(self) -> Flags {
         Flags::from_bits_truncate(self.0 & !ADDRESS)
     }

@@ -16,7 +16,7 @@ mod wait_queue;
 
 pub use mutex::{Mutex, MutexGuard};
 pub use spinlock::{IrqGuard, SpinLock, SpinLockGuard};
-pub use wait_queue::{Interrupted, WaitQueue, Waiter, WakeKey, WakeTarget};
+pub use wait_queue::{Interrupted, WaitQueue, Waiter, WakeTarget};
 
 mod boot_cell;
 pub use boot_cell::BootCell;

@@ -42,14 +42,6 @@ impl<T: ?Sized> Mutex<T> {
         MutexGuard { mutex: self }
     }
 
-    /// Takes the lock if it is free.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.state
-            .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
-            .then_some(MutexGuard { mutex: self })
-    }
-
     /// The value, without locking: nobody else has a reference.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()

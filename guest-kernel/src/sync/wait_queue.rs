@@ -225,9 +225,4 @@ impl WaitQueue {
         }
         woken
     }
-
-    /// Whether somebody waits. A snapshot.
-    pub fn has_waiters(&self) -> bool {
-        !self.entries.lock().is_empty()
-    }
 }

@@ -93,8 +93,6 @@ pub struct Task {
     pub affinity_word: AtomicU64,
     /// Bits of [`work`].
     pub work: AtomicU32,
-    /// Set when a timed wait ran out.
-    pub timed_out: AtomicBool,
     /// FPU save area; kernel tasks have none.
     pub fpu: Option<fpu::Area>,
     /// Counters.
@@ -208,7 +206,6 @@ impl Task {
             affinity_word: AtomicU64::new(mask_word(&affinity)),
             affinity: SpinLock::new(affinity),
             work: AtomicU32::new(0),
-            timed_out: AtomicBool::new(false),
             fpu,
             stats: TaskStats::default(),
             exited: WaitQueue::new(),

@@ -25,7 +25,6 @@ const STATUS: u64 = 0x070;
 const QUEUE_DESC: u64 = 0x080;
 const QUEUE_DRIVER: u64 = 0x090;
 const QUEUE_DEVICE: u64 = 0x0a0;
-const CONFIG: u64 = 0x100;
 
 /// "virt", little endian.
 const MAGIC_VALUE: u32 = 0x7472_6976;
@@ -56,7 +55,7 @@ pub enum DeviceError {
     /// The device refused our choice of features.
     Features,
     /// A queue that we need doesn't exist or is too small.
-    Queue(u16),
+    Queue(#[expect(dead_code, reason = "shown by Debug")] u16),
 }
 
 impl Registers {
@@ -148,10 +147,5 @@ impl Registers {
             let pending = self.read(INTERRUPT_STATUS);
             self.write(INTERRUPT_ACK, pending);
         }
-    }
-
-    /// Reads a word of the configuration space.
-    pub fn config_u32(&self, offset: u64) -> u32 {
-        self.read(CONFIG + offset)
     }
 }
