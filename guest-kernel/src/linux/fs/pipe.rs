@@ -412,8 +412,8 @@ impl Inode for Pipe {
     }
 
     fn open(self: Arc<Self>, flags: Flags, _caller: &Process) -> Result<FileRef, Errno> {
-        let name = self.clone();
-        self.open_named(name, flags)
+        // Nobody waits here for the other side, even if it is gone (Linux fs/pipe.c, fifo_open: `is_pipe`).
+        Ok(OpenFile::new(End::new(&self, None, flags.readable(), flags.writable()), flags))
     }
 
     fn as_any(&self) -> &dyn Any {
