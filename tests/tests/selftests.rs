@@ -21,3 +21,34 @@ on_1_2_and_4_vcpus! {
         run(guest, selftest::kernel_without_linux());
     }
 }
+
+/// The in-guest test `name` ends in a kernel panic on purpose; the report is what is tested.
+fn crash(name: &str, report: &[&str]) {
+    let guest = Guest::new(2).flag("--kernel").flag(selftest::kernel()).flag("--log").flag("stderr");
+    let guest = guest.flag("--cmdline").flag(format!("test={name}"));
+    let outcome = guest.run(&program("musl/hello"), [] as [&str; 0]);
+    outcome.expect_code(123).expect_stderr("task ").expect_stderr("\"selftest\"");
+    for part in report {
+        outcome.expect_stderr(part);
+    }
+}
+
+#[test]
+fn a_kernel_stack_overflow_is_reported() {
+    crash("crash_stack_overflow", &["kernel panic: kernel stack overflow, guard page hit at", "rip 0x", "recurse+0x"]);
+}
+
+#[test]
+fn a_guard_page_hit_is_reported() {
+    crash("crash_guard_page", &["kernel panic: read of the kernel stack's guard page"]);
+}
+
+#[test]
+fn a_null_pointer_in_the_kernel_is_reported() {
+    crash("crash_null_pointer", &["kernel panic: page fault in ring 0: read of 0x8"]);
+}
+
+#[test]
+fn a_kernel_panic_has_a_symbolised_backtrace() {
+    crash("crash_panic", &["kernel panic: asked for by crash_panic", "run_all+0x"]);
+}
