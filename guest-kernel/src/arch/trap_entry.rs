@@ -207,21 +207,7 @@ syscall_entry:
     // al: whether SYSRET may be used (RCX = RIP, R11 = RFLAGS, RIP canonical and in the user half)
     test al, al
     jz return_to_user
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rbp
-    pop rdi
-    pop rsi
-    pop rdx
-    pop rcx
-    pop rbx
-    pop rax
+    RESTORE_REGS
     mov rsp, [rsp + 40]
     swapgs
     sysretq
