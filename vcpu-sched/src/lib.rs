@@ -15,6 +15,8 @@
 //! | [`cpu`] | halting without losing a wake-up, coalescing IPIs | yes |
 //! | [`clock`] | TSC ticks to nanoseconds and back | yes |
 //! | [`timer`] | the queue of armed timers | yes |
+//! | [`events`] | trace records | yes |
+//! | [`directory`] | where a guest keeps what its VMM may read | no |
 //!
 //! # Three rules that hold everywhere
 //! 1. A task's state ([`task::state`]) says what may happen to it; whether a CPU still stands on its stack (`on_cpu`,
@@ -32,6 +34,8 @@ extern crate std;
 pub mod clock;
 pub mod cpu;
 pub mod cpumask;
+pub mod directory;
+pub mod events;
 pub mod ids;
 pub mod placement;
 pub mod policy;
