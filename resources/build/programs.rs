@@ -35,9 +35,10 @@ struct Compiler {
 
 /// Builds what is older than its source into `out/VARIANT/NAME`.
 pub fn build(source_dir: &Path, out: &Path, rustc: &Path) -> Result<Outcome, String> {
-    const C: &[&str] = &["-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-static", "-pthread", "-s"];
+    // Symbols stay, so that a crash report in the guest names functions.
+    const C: &[&str] = &["-std=gnu11", "-O2", "-g0", "-Wall", "-Wextra", "-static", "-pthread", "-Wl,--strip-debug"];
     const RUST: &[&str] =
-        &["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-Ccodegen-units=1"];
+        &["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=debuginfo", "-Ccodegen-units=1"];
     let mut outcome = Outcome::default();
     let sources = sources(source_dir)?;
     let header = modified(&source_dir.join("check.h"));
