@@ -17,6 +17,7 @@
 //! | [`timer`] | the queue of armed timers | yes |
 //! | [`events`] | trace records | yes |
 //! | [`directory`] | where a guest keeps what its VMM may read | no |
+//! | [`taskview`] | where in it tasks and CPUs are found | no |
 //!
 //! # Three rules that hold everywhere
 //! 1. A task's state ([`task::state`]) says what may happen to it; whether a CPU still stands on its stack (`on_cpu`,
@@ -41,4 +42,5 @@ pub mod placement;
 pub mod policy;
 mod sync;
 pub mod task;
+pub mod taskview;
 pub mod timer;
