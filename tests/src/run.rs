@@ -19,12 +19,19 @@ pub struct Run {
     env: Vec<(OsString, OsString)>,
     stdin: Vec<u8>,
     limit: Duration,
+    signal: Option<(String, i32)>,
 }
 
 impl Run {
     /// A run of `program` with nothing on its standard input.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
-        Self { args: vec![program.as_ref().to_owned()], env: Vec::new(), stdin: Vec::new(), limit: HARD_LIMIT }
+        Self {
+            args: vec![program.as_ref().to_owned()],
+            env: Vec::new(),
+            stdin: Vec::new(),
+            limit: HARD_LIMIT,
+            signal: None,
+        }
     }
 
     /// Adds an argument.
@@ -54,6 +61,12 @@ impl Run {
     /// How long it may take.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Sends it a signal as soon as it has printed `text`.
+    pub fn signal_at(mut self, text: &str, signal: i32) -> Self {
+        self.signal = Some((text.into(), signal));
         self
     }
 
@@ -95,13 +108,20 @@ impl Run {
         let stdout = collect(child.stdout.take().expect("piped"));
         let stderr = collect(child.stderr.take().expect("piped"));
 
+        let signalled = self.signal.and_then(|(text, signal)| {
+            stdout.wait_for(text.as_bytes(), self.limit).then_some(())?;
+            // SAFETY: kill only takes numbers; the child is not yet waited for, so its id is its own.
+            unsafe { libc::kill(i32::try_from(child.id()).ok()?, signal) };
+            Some(Instant::now())
+        });
         let (status, timed_out) = wait(&mut child, start + self.limit);
-        let elapsed = start.elapsed();
+        let end = Instant::now();
         Outcome {
             typed,
             status,
             timed_out,
-            elapsed,
+            elapsed: end - start,
+            since_signal: signalled.map(|at| end - at),
             stdout: stdout.take(),
             stderr: String::from_utf8_lossy(&stderr.take()).into_owned(),
         }
@@ -112,7 +132,7 @@ impl Run {
 #[derive(Debug, Default)]
 struct Stream {
     state: Mutex<(Vec<u8>, bool)>,
-    ended: Condvar,
+    changed: Condvar,
 }
 
 /// Reads a stream to its end beside everything else, so that no pipe fills up.
@@ -125,9 +145,10 @@ fn collect(mut stream: impl Read + Send + 'static) -> Arc<Stream> {
             let size = stream.read(&mut bytes).unwrap_or(0);
             let mut state = theirs.lock();
             state.0.extend_from_slice(&bytes[..size]);
-            if size == 0 {
-                state.1 = true;
-                return theirs.ended.notify_all();
+            state.1 = size == 0;
+            theirs.changed.notify_all();
+            if state.1 {
+                return;
             }
         }
     });
@@ -139,10 +160,17 @@ impl Stream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until `text` has come. False: the stream ended without it, or the limit did.
+    fn wait_for(&self, text: &[u8], limit: Duration) -> bool {
+        let came = |bytes: &[u8]| bytes.windows(text.len()).any(|part| part == text);
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |state| !state.1 && !came(&state.0));
+        came(&waited.unwrap_or_else(PoisonError::into_inner).0.0)
+    }
+
     /// Everything, once the process has ended. A process that it left behind may hold the stream open: it is not waited for
     /// for long.
     fn take(&self) -> Vec<u8> {
-        let waited = self.ended.wait_timeout_while(self.lock(), Duration::from_secs(2), |state| !state.1);
+        let waited = self.changed.wait_timeout_while(self.lock(), Duration::from_secs(2), |state| !state.1);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut state.0)
     }
@@ -186,6 +214,8 @@ pub struct Outcome {
     pub timed_out: bool,
     /// Wall time.
     pub elapsed: Duration,
+    /// From the signal of [`Run::signal_at`], if it was sent, to the end.
+    pub since_signal: Option<Duration>,
     /// All of its standard output.
     pub stdout: Vec<u8>,
     /// All of its standard error.

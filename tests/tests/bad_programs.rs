@@ -1,6 +1,6 @@
 //! Programs that end badly: the program ends with the right signal, the guest and the VMM don't.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskvisor_tests::guest::program;
 use taskvisor_tests::on_1_2_and_4_vcpus;
@@ -21,11 +21,8 @@ on_1_2_and_4_vcpus! {
     }
     fn never_ends(guest: Guest) {
         for way in ["forever", "spin"] {
-            let start = Instant::now();
             let outcome = guest.clone().timeout(Duration::from_secs(1)).run(&program("musl/bad"), [way]);
             outcome.expect_code(124).expect_stdout("about to");
-            let over = start.elapsed().saturating_sub(Duration::from_secs(1));
-            assert!(over < Duration::from_millis(1500), "ended {over:?} late; again: {}", outcome.typed);
         }
     }
     /// A crash of one process leaves its parent alone.

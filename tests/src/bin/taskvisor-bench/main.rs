@@ -6,6 +6,7 @@
 mod counts;
 mod exits;
 mod launch;
+mod speed;
 mod symbols;
 mod table;
 
@@ -23,15 +24,19 @@ fn main() -> ExitCode {
             "--json" => json = args.next().map(PathBuf::from),
             "--only" => only = args.next(),
             _ => {
-                eprintln!("usage: taskvisor-bench [--json FILE] [--only counts|launch|exits]");
+                eprintln!("usage: taskvisor-bench [--json FILE] [--only counts|launch|speed|exits]");
                 return ExitCode::from(2);
             }
         }
     }
     let mut table = Table::default();
-    for (name, measure) in
-        [("counts", counts::measure as fn(&mut Table)), ("launch", launch::measure), ("exits", exits::measure)]
-    {
+    let parts = [
+        ("counts", counts::measure as fn(&mut Table)),
+        ("launch", launch::measure),
+        ("speed", speed::measure),
+        ("exits", exits::measure),
+    ];
+    for (name, measure) in parts {
         if only.as_deref().is_none_or(|wanted| wanted == name) {
             eprintln!("measuring: {name}");
             measure(&mut table);

@@ -13,6 +13,8 @@ pub struct Row {
     pub unit: &'static str,
     /// What it should not exceed.
     pub budget: Option<f64>,
+    /// What it should exceed.
+    pub aim: Option<f64>,
     /// The same on the counterpart, and who that is.
     pub counterpart: Option<(&'static str, f64)>,
     /// Whatever a reader must know: where a missed budget goes, why a figure is missing.
@@ -22,17 +24,23 @@ pub struct Row {
 impl Row {
     /// A figure by itself.
     pub fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        Self { name: name.into(), value: Some(value), unit, budget: None, counterpart: None, note: String::new() }
+        Self { value: Some(value), unit, ..Self::missing(name, "") }
     }
 
     /// A figure that could not be had.
     pub fn missing(name: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { name: name.into(), value: None, unit: "", budget: None, counterpart: None, note: why.into() }
+        Self { name: name.into(), value: None, unit: "", budget: None, aim: None, counterpart: None, note: why.into() }
     }
 
     /// Adds the budget.
     pub fn budget(mut self, budget: f64) -> Self {
         self.budget = Some(budget);
+        self
+    }
+
+    /// Adds the aim.
+    pub fn aim(mut self, aim: f64) -> Self {
+        self.aim = Some(aim);
         self
     }
 
@@ -51,6 +59,11 @@ impl Row {
     /// Whether the figure is over its budget.
     pub fn over(&self) -> bool {
         matches!((self.value, self.budget), (Some(value), Some(budget)) if value > budget)
+    }
+
+    /// Whether the figure falls short of its aim.
+    pub fn short(&self) -> bool {
+        matches!((self.value, self.aim), (Some(value), Some(aim)) if value <= aim)
     }
 }
 
@@ -86,6 +99,10 @@ impl Table {
                     let verdict = if row.over() { "OVER" } else { "ok" };
                     let _ = write!(out, "  budget {:>8} {verdict:<4}", number(budget));
                 }
+                if let Some(aim) = row.aim {
+                    let verdict = if row.short() { "SHORT" } else { "ok" };
+                    let _ = write!(out, "  aim    > {:>6} {verdict:<4}", number(aim));
+                }
                 if let Some((who, value)) = row.counterpart {
                     let _ = write!(out, "  {who}: {}", number(value));
                 }
@@ -114,6 +131,7 @@ impl Table {
                             "value": row.value,
                             "unit": row.unit,
                             "budget": row.budget,
+                            "aim": row.aim,
                             "counterpart": row.counterpart.map(|(who, value)| serde_json::json!({"who": who, "value": value})),
                             "note": row.note,
                         })

