@@ -72,7 +72,7 @@ fn who() {
     }
     // SAFETY: the running task is alive.
     let task = unsafe { &*task };
-    log::emergency(format_args!("  on CPU {}, task {} \"{}\"", me.id.0, task.id.0, task.name_for_crash()));
+    log::emergency(format_args!("  on CPU {}, task {} \"{}\"", me.id.0, task.id.0, task.name()));
 }
 
 /// Prints return addresses along the frame pointers; only addresses in kernel stacks are followed.

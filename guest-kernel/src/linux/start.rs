@@ -79,7 +79,7 @@ fn spawn(entry: Entry) -> Result<(), Errno> {
     let process = Arc::new(clone::new_process(id.0, fs::FsContext::new_initial(), SignalState::new()));
     drop(process.set_space(Some(space.clone())));
     let context = Arc::new(Thread::new(process.clone(), id.0, 0));
-    let user = Some(SpawnUser { space, fpu: Area::new()?, fs_base: 0, context });
+    let user = Some(SpawnUser { space, fpu: Area::new()?, fs_base: 0, context, process: id.0 });
     let argument = Box::into_raw(Box::new(entry)) as usize;
     let task = Task::new(id, Spawn { name: "init", affinity: None, entry: first_steps, argument, user })?;
     process.signals.lock().threads.push(task.clone());

@@ -26,6 +26,9 @@ pub struct TaskBlock {
 }
 
 impl TaskBlock {
+    /// Where in this structure the address of the top-level page table lies, for the VMM.
+    pub const ROOT_AT: usize = core::mem::offset_of!(TaskBlock, base);
+
     /// A block with the kernel half and the task's slot in place and an empty user half.
     ///
     /// # Errors

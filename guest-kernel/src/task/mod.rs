@@ -6,20 +6,26 @@
 //! - Only the task itself, while it runs, changes its address space and its user registers.
 
 pub mod current;
+pub mod listing;
+mod name;
 pub mod table;
+mod view;
 
 use alloc::sync::Arc;
 use core::any::Any;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayString;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::ids::{CpuId, TaskId};
 use vcpu_sched::policy::Entity;
 use vcpu_sched::task::state::{AtomicState, State};
+use vcpu_sched::taskview::TaskKind;
 
 pub use current::{Current, current};
+
+use self::name::TaskName;
 
 use crate::arch::fpu;
 use crate::arch::switch;
@@ -99,7 +105,13 @@ pub struct Task {
     pub stats: TaskStats,
     /// Woken when the task has ended.
     pub exited: WaitQueue,
-    name: SpinLock<ArrayString<16>>,
+    /// For whom it works.
+    kind: TaskKind,
+    /// Number of its process; 0: none.
+    process: u32,
+    /// What its last wait is or was for: a `taskview::WaitReason`. Written by the task itself, read by the VMM.
+    pub wait_reason: AtomicU8,
+    name: TaskName,
     saved_rsp: UnsafeCell<u64>,
     space: UnsafeCell<Option<Arc<AddressSpace>>>,
     fs_base: AtomicU64,
@@ -155,6 +167,8 @@ pub struct SpawnUser {
     pub fs_base: u64,
     /// ABI state.
     pub context: Arc<dyn UserContext>,
+    /// Number of its process.
+    pub process: u32,
 }
 
 impl Task {
@@ -191,9 +205,15 @@ impl Task {
         user: Option<SpawnUser>,
         state: State,
     ) -> Arc<Task> {
-        let (space, fpu, fs_base, user) = match user {
-            Some(u) => (Some(u.space), Some(u.fpu), u.fs_base, Some(u.context)),
-            None => (None, None, 0, None),
+        let kind = match (&user, state) {
+            (Some(_), _) => TaskKind::User,
+            // Only an idle task is running from the start.
+            (None, State::Running) => TaskKind::Idle,
+            (None, _) => TaskKind::Kernel,
+        };
+        let (space, fpu, fs_base, process, user) = match user {
+            Some(u) => (Some(u.space), Some(u.fpu), u.fs_base, u.process, Some(u.context)),
+            None => (None, None, 0, 0, None),
         };
         let affinity = affinity.unwrap_or_else(|| CpuMask::full(cpu::MAX_CPUS as u32));
         let task = Arc::new(Task {
@@ -209,7 +229,10 @@ impl Task {
             fpu,
             stats: TaskStats::default(),
             exited: WaitQueue::new(),
-            name: SpinLock::new(clip(name)),
+            kind,
+            process,
+            wait_reason: AtomicU8::new(0),
+            name: TaskName::new(name),
             saved_rsp: UnsafeCell::new(rsp),
             space: UnsafeCell::new(None),
             fs_base: AtomicU64::new(fs_base),
@@ -225,12 +248,12 @@ impl Task {
 
     /// Name for reports.
     pub fn name(&self) -> ArrayString<16> {
-        *self.name.lock()
+        self.name.get()
     }
 
     /// Renames the task; cut to 16 bytes.
     pub fn set_name(&self, name: &str) {
-        *self.name.lock() = clip(name);
+        self.name.set(name);
     }
 
     /// The ABI layer's state.
@@ -294,21 +317,4 @@ fn mask_word(mask: &CpuMask) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[..8]);
     u64::from_le_bytes(word)
-}
-
-fn clip(name: &str) -> ArrayString<16> {
-    let mut s = ArrayString::new();
-    for c in name.chars() {
-        if s.try_push(c).is_err() {
-            break;
-        }
-    }
-    s
-}
-
-impl Task {
-    /// The name, without waiting for its lock.
-    pub fn name_for_crash(&self) -> ArrayString<16> {
-        self.name.try_lock().map_or_else(|| clip("?"), |n| *n)
-    }
 }

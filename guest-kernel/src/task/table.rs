@@ -8,10 +8,16 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use vcpu_sched::ids::TaskId;
 
 use super::Task;
+use super::listing::{Listing, Slot};
 use crate::sync::SpinLock;
 
-/// Guards the map only.
-static TASKS: SpinLock<BTreeMap<u32, Arc<Task>>> = SpinLock::new(BTreeMap::new());
+struct Tasks {
+    by_id: BTreeMap<u32, (Arc<Task>, Slot)>,
+    listing: Listing,
+}
+
+/// Guards the map and the VMM's list, which change together.
+static TASKS: SpinLock<Tasks> = SpinLock::new(Tasks { by_id: BTreeMap::new(), listing: Listing::new() });
 /// 1 is the first program's task, so that it is Linux's init.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 /// Idle and other kernel tasks are numbered from here, out of the programs' way.
@@ -30,7 +36,7 @@ pub fn allocate_id() -> TaskId {
             NEXT.store(2, Ordering::Relaxed);
             continue;
         }
-        if !TASKS.lock().contains_key(&id) {
+        if !TASKS.lock().by_id.contains_key(&id) {
             return TaskId(id);
         }
     }
@@ -43,21 +49,30 @@ pub fn allocate_kernel_id() -> TaskId {
 
 /// Lists a task.
 pub fn insert(task: &Arc<Task>) {
-    TASKS.lock().insert(task.id.0, task.clone());
+    let mut tasks = TASKS.lock();
+    let slot = tasks.listing.insert(Arc::as_ptr(task));
+    tasks.by_id.insert(task.id.0, (task.clone(), slot));
 }
 
 /// Takes a task off the list.
 pub fn remove(id: TaskId) {
-    let removed = TASKS.lock().remove(&id.0);
+    let removed = {
+        let mut tasks = TASKS.lock();
+        let removed = tasks.by_id.remove(&id.0);
+        if let Some((_, slot)) = &removed {
+            tasks.listing.remove(*slot);
+        }
+        removed
+    };
     drop(removed); // after the lock is released
 }
 
 /// Finds a task.
 pub fn find(id: TaskId) -> Option<Arc<Task>> {
-    TASKS.lock().get(&id.0).cloned()
+    TASKS.lock().by_id.get(&id.0).map(|(task, _)| task.clone())
 }
 
 /// All tasks, for reports.
 pub fn snapshot() -> Vec<Arc<Task>> {
-    TASKS.lock().values().cloned().collect()
+    TASKS.lock().by_id.values().map(|(task, _)| task.clone()).collect()
 }

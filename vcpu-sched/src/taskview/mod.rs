@@ -168,8 +168,6 @@ fields! {
         Id: 4,
         /// APIC id.
         ApicId: 4,
-        /// 1 if it takes tasks.
-        Online: 1,
         /// Pointer to the running task.
         Current: 8,
         /// Pointer to its idle task.

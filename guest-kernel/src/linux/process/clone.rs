@@ -274,7 +274,7 @@ pub fn make_task(
 ) -> Result<Arc<Task>, Errno> {
     let argument = Box::into_raw(Box::new(frame)) as usize;
     let affinity = current().user().map(|_| current().affinity.lock().clone());
-    let user = Some(SpawnUser { space, fpu, fs_base, context: thread.clone() });
+    let user = Some(SpawnUser { space, fpu, fs_base, context: thread.clone(), process: thread.process.pid });
     Task::new(id, Spawn { name, affinity, entry: thread::run, argument, user }).map_err(|e| {
         // SAFETY: made above; nobody runs with it.
         drop(unsafe { Box::from_raw(argument as *mut TrapFrame) });

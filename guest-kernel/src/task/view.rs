@@ -1,0 +1,33 @@
+//! Which fields of a [`Task`] the VMM may read, and where they lie (`vcpu_sched::taskview`). Nothing here runs.
+
+use core::mem::offset_of;
+
+use vcpu_sched::taskview::{ABSENT, MAX_FIELDS, TaskField};
+
+use super::Task;
+use crate::mm::task_block::TaskBlock;
+
+/// Offsets by field number.
+pub const FIELDS: [u16; MAX_FIELDS] = {
+    let mut at = [ABSENT; MAX_FIELDS];
+    at[TaskField::Id as usize] = offset_of!(Task, id) as u16;
+    at[TaskField::State as usize] = offset_of!(Task, state) as u16;
+    at[TaskField::OnCpu as usize] = offset_of!(Task, on_cpu) as u16;
+    at[TaskField::Cpu as usize] = offset_of!(Task, cpu) as u16;
+    at[TaskField::Kind as usize] = offset_of!(Task, kind) as u16;
+    at[TaskField::WaitReason as usize] = offset_of!(Task, wait_reason) as u16;
+    at[TaskField::Name as usize] = offset_of!(Task, name) as u16;
+    at[TaskField::Process as usize] = offset_of!(Task, process) as u16;
+    at[TaskField::SavedRsp as usize] = offset_of!(Task, saved_rsp) as u16;
+    at[TaskField::Root as usize] = (offset_of!(Task, block) + TaskBlock::ROOT_AT) as u16;
+    at[TaskField::FsBase as usize] = offset_of!(Task, fs_base) as u16;
+    at[TaskField::RunTicks as usize] = offset_of!(Task, stats.run_ticks) as u16;
+    at[TaskField::Voluntary as usize] = offset_of!(Task, stats.voluntary) as u16;
+    at[TaskField::Involuntary as usize] = offset_of!(Task, stats.involuntary) as u16;
+    at[TaskField::Migrations as usize] = offset_of!(Task, stats.migrations) as u16;
+    at[TaskField::Faults as usize] = offset_of!(Task, stats.faults) as u16;
+    at[TaskField::Affinity as usize] = offset_of!(Task, affinity_word) as u16;
+    at
+};
+
+const _: () = assert!(size_of::<Task>() < ABSENT as usize, "offsets are 16 bits wide");
