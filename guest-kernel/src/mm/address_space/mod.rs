@@ -1,4 +1,5 @@
-//! A process's user half: its mappings and its page tables.
+//! A process's user half: its mappings and its page tables. `mappings` is the table of ranges, `resolve` answers faults; here is
+//! what changes both, for mmap and its kin, fork and exec.
 //!
 //! Each thread's top-level table holds copies of `master`'s user entries; an entry that a thread lacks is copied at its next
 //! fault there (only absent entries change, so nothing must be flushed). Invariants:
@@ -7,24 +8,26 @@
 //! - Narrowing goes through a [`Shootdown`].
 //! - A writable entry of a private mapping points to a frame that nobody else uses.
 
-use alloc::collections::BTreeMap;
+mod mappings;
+mod resolve;
+
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use super::frame::{self, OutOfMemory};
-use super::layout::{PAGE_SIZE, USER_END};
-use super::page_table::{self, Entry, Flags, OwnedTables, Table, index};
-use super::shootdown::Shootdown;
-use super::vma::{Backing, PageSource, Prot, SourceFrame, Vma};
-use super::{PhysAddr, page_down, page_up};
+use crate::mm::frame::{self, OutOfMemory};
+use crate::mm::layout::{PAGE_SIZE, USER_END};
+use crate::mm::page_table::{self, Entry, Flags, Table, index};
+use crate::mm::shootdown::Shootdown;
+use crate::mm::vma::{Backing, Prot, Vma};
+use crate::mm::{PhysAddr, page_down, page_up};
 use crate::sync::{Mutex, MutexGuard};
+
+pub use mappings::Mappings;
+use resolve::rights;
+pub use resolve::{Access, FaultError};
 
 /// Lowest address a program may map (Linux: vm.mmap_min_addr), so that a null pointer always faults.
 pub const USER_START: u64 = 0x1_0000;
-/// Mappings of one space (Linux: vm.max_map_count).
-const MAX_MAPPINGS: usize = 65_530;
-/// Pages mapped around a fault in a file, where they need no copy.
-const FAULT_AROUND: u64 = 16;
 
 /// Why a mapping call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,53 +46,9 @@ impl From<OutOfMemory> for MapError {
     }
 }
 
-/// What an access wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Load.
-    Read,
-    /// Store.
-    Write,
-    /// Instruction fetch.
-    Execute,
-}
-
-/// Why a fault can't be resolved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultError {
-    /// Nothing is mapped there (SEGV_MAPERR).
-    NotMapped,
-    /// Mapped, without that right (SEGV_ACCERR).
-    Denied,
-    /// Beyond the end of the mapped object (SIGBUS).
-    BeyondEnd,
-    /// No frame left.
-    OutOfMemory,
-}
-
-impl From<OutOfMemory> for FaultError {
-    fn from(_: OutOfMemory) -> Self {
-        Self::OutOfMemory
-    }
-}
-
-/// The mappings; lives under the space's lock.
-pub struct Inner {
-    vmas: BTreeMap<u64, Vma>,
-    tables: OwnedTables,
-    /// End of the heap (`brk`) and its start.
-    pub brk: u64,
-    /// See `brk`.
-    pub brk_start: u64,
-    /// Free ranges are looked for below this address, top-down.
-    mmap_top: u64,
-    /// The last search ended here, and nothing above was unmapped since: where the next one starts.
-    search_from: u64,
-}
-
 /// One user half.
 pub struct AddressSpace {
-    inner: Mutex<Inner>,
+    inner: Mutex<Mappings>,
     master: PhysAddr,
     /// Narrowings so far; see `shootdown`.
     pub generation: AtomicU64,
@@ -108,14 +67,7 @@ impl AddressSpace {
     /// [`OutOfMemory`].
     pub fn new() -> Result<Arc<Self>, OutOfMemory> {
         Ok(Arc::new(Self {
-            inner: Mutex::new(Inner {
-                vmas: BTreeMap::new(),
-                tables: OwnedTables::new(),
-                brk: 0,
-                brk_start: 0,
-                mmap_top: USER_END - (64 << 20),
-                search_from: USER_END - (64 << 20),
-            }),
+            inner: Mutex::new(Mappings::new()),
             master: frame::alloc_table()?,
             generation: AtomicU64::new(1),
             threads: AtomicU32::new(0),
@@ -125,7 +77,7 @@ impl AddressSpace {
     }
 
     /// Access to the mappings. May sleep.
-    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub fn lock(&self) -> MutexGuard<'_, Mappings> {
         self.inner.lock()
     }
 
@@ -200,7 +152,7 @@ impl AddressSpace {
         self.unmap_locked(&mut self.lock(), start, end)
     }
 
-    fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64) -> Result<(), MapError> {
+    fn unmap_locked(&self, inner: &mut Mappings, start: u64, end: u64) -> Result<(), MapError> {
         if inner.find(start).is_some_and(|v| v.start < start && v.end > end) {
             inner.room_for_more()?; // a hole makes two of one
         }
@@ -360,125 +312,6 @@ impl AddressSpace {
         failed.map_or(Ok(new), |e| Err(e.into()))
     }
 
-    /// Resolves a fault of the current task. `top` is the task's own top-level table.
-    ///
-    /// # Errors
-    /// [`FaultError`]: the access is not allowed, or there is no memory.
-    pub fn resolve(&self, top: &Table, addr: u64, access: Access) -> Result<(), FaultError> {
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        let vma = inner
-            .vmas
-            .range_mut(..=addr)
-            .next_back()
-            .map(|(_, v)| v)
-            .filter(|v| addr < v.end)
-            .ok_or(FaultError::NotMapped)?;
-        let allowed = match access {
-            Access::Read => vma.prot.intersects(Prot::READ | Prot::WRITE | Prot::EXEC),
-            Access::Write => vma.prot.contains(Prot::WRITE),
-            Access::Execute => vma.prot.contains(Prot::EXEC),
-        };
-        if !allowed {
-            return Err(FaultError::Denied);
-        }
-        let page = page_down(addr);
-        let table = page_table::walk_create(self.master, addr, &mut inner.tables)?;
-        self.sync_top(top, addr);
-        let i = index(addr, 1);
-        let old = table.get(i);
-        if old.has_frame() {
-            return self.resolve_present(vma, table, i, page, access);
-        }
-        let flags = rights(vma.prot);
-        match &vma.backing {
-            Backing::Anonymous => {
-                vma.touch(page, page + PAGE_SIZE);
-                table.set(i, Entry::new(frame::alloc_zeroed()?, flags));
-                self.resident.fetch_add(1, Ordering::Relaxed);
-            }
-            Backing::Shared(source) => {
-                let source_page = vma.source_page(page);
-                let SourceFrame::Kept(f) = source.frame(source_page)? else { return Err(FaultError::BeyondEnd) };
-                frame::get(f);
-                vma.touch(page, page + PAGE_SIZE);
-                table.set(i, Entry::new(f, flags));
-                self.resident.fetch_add(1, Ordering::Relaxed);
-            }
-            Backing::Private(source) => {
-                let source = source.clone();
-                let SourceFrame::Kept(f) = source.frame(vma.source_page(page))? else {
-                    return Err(FaultError::BeyondEnd);
-                };
-                if access == Access::Write {
-                    let copy = frame::alloc()?;
-                    super::user::copy_frame(copy, f);
-                    vma.touch(page, page + PAGE_SIZE);
-                    table.set(i, Entry::new(copy, flags));
-                    self.resident.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    frame::get(f);
-                    vma.touch(page, page + PAGE_SIZE);
-                    table.set(i, Entry::new(f, flags - Flags::WRITE));
-                    let more = self.map_around(vma, &*source, table, page, flags - Flags::WRITE);
-                    self.resident.fetch_add(1 + more, Ordering::Relaxed);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Maps the neighbours of a file page that was just read, where their frames are at hand.
-    fn map_around(&self, vma: &mut Vma, source: &dyn PageSource, table: &Table, page: u64, flags: Flags) -> u32 {
-        let window = page & !(FAULT_AROUND * PAGE_SIZE - 1);
-        let (low, high) = (window.max(vma.start), (window + FAULT_AROUND * PAGE_SIZE).min(vma.end));
-        let mut added = 0;
-        let mut at = low;
-        while at < high {
-            if !table.get(index(at, 1)).has_frame()
-                && let Some(f) = source.frame_if_ready(vma.source_page(at))
-            {
-                frame::get(f);
-                table.set(index(at, 1), Entry::new(f, flags));
-                added += 1;
-            }
-            at += PAGE_SIZE;
-        }
-        vma.touch(low, high);
-        added
-    }
-
-    /// A fault on an entry that has a frame: copy-on-write, a hidden page, rights that were widened since, or another thread
-    /// was quicker.
-    fn resolve_present(&self, vma: &Vma, table: &Table, i: usize, page: u64, access: Access) -> Result<(), FaultError> {
-        let old = table.get(i);
-        let mut flags = rights(vma.prot);
-        let shared = matches!(vma.backing, Backing::Shared(_));
-        if access != Access::Write {
-            if !shared && !old.is_writable() {
-                flags -= Flags::WRITE;
-            }
-            // Only widens: no other CPU can hold more than this.
-            table.set(i, Entry::new(old.frame(), flags));
-            return Ok(());
-        }
-        if old.is_present() && old.is_writable() {
-            return Ok(());
-        }
-        if shared || frame::refs(old.frame()) == 1 {
-            table.set(i, Entry::new(old.frame(), flags));
-            return Ok(());
-        }
-        let copy = frame::alloc()?;
-        super::user::copy_frame(copy, old.frame());
-        table.set(i, Entry::new(copy, flags));
-        // Other threads may still read the old frame.
-        let mut flush = Shootdown::new(self);
-        flush.add(page, Some(old.frame()));
-        flush.flush();
-        Ok(())
-    }
-
     /// A copy of the whole user half; private pages become shared until one side writes (fork).
     ///
     /// # Errors
@@ -582,119 +415,12 @@ impl Drop for AddressSpace {
     }
 }
 
-impl Inner {
-    /// The mapping that contains `addr`.
-    pub fn find(&self, addr: u64) -> Option<&Vma> {
-        self.vmas.range(..=addr).next_back().map(|(_, v)| v).filter(|v| addr < v.end)
-    }
-
-    /// All mappings in order of address.
-    pub fn iter(&self) -> impl Iterator<Item = &Vma> {
-        self.vmas.values()
-    }
-
-    /// Mappings that share an address with `[start, end)`.
-    fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = &Vma> {
-        let first = self.vmas.range(..=start).next_back().map_or(start, |(k, _)| *k);
-        self.vmas.range(first..end.max(first)).map(|(_, v)| v).filter(move |v| v.end > start && v.start < end)
-    }
-
-    /// A program can't fill the kernel's memory with mappings.
-    fn room_for_more(&self) -> Result<(), MapError> {
-        if self.vmas.len() < MAX_MAPPINGS { Ok(()) } else { Err(MapError::NoMemory) }
-    }
-
-    /// Whether something is mapped in `[start, end)`.
-    pub fn occupied(&self, start: u64, end: u64) -> bool {
-        self.overlapping(start, end).next().is_some()
-    }
-
-    /// Whether `[start, end)` is mapped without a hole.
-    pub fn covered(&self, start: u64, end: u64) -> bool {
-        let mut at = start;
-        for vma in self.overlapping(start, end) {
-            if vma.start > at {
-                return false;
-            }
-            at = vma.end;
-        }
-        at >= end
-    }
-
-    fn split_at(&mut self, at: u64) {
-        let Some(vma) = self.vmas.range_mut(..at).next_back().map(|(_, v)| v).filter(|v| at < v.end) else { return };
-        let upper = vma.split_off(at);
-        self.vmas.insert(at, upper);
-    }
-
-    fn insert(&mut self, vma: Vma) {
-        let start = vma.start;
-        self.vmas.insert(start, vma);
-        self.merge_around(start);
-    }
-
-    /// Joins the mapping that starts at `at` with its lower neighbour if both are alike.
-    fn merge_around(&mut self, at: u64) {
-        let Some(upper) = self.vmas.get(&at) else { return };
-        let Some((&low_key, low)) = self.vmas.range(..at).next_back() else { return };
-        if !low.can_merge(upper) {
-            return;
-        }
-        if let (Some(upper), Some(low)) = (self.vmas.remove(&at), self.vmas.get_mut(&low_key)) {
-            low.end = upper.end;
-            low.touched_low = low.touched_low.min(upper.touched_low);
-            low.touched_high = low.touched_high.max(upper.touched_high);
-        }
-    }
-
-    /// A free range: at the hint if that is free, else the highest gap below the last one that was found, else the highest of all.
-    fn find_gap(&mut self, hint: u64, len: u64) -> Option<u64> {
-        if hint >= USER_START
-            && hint.checked_add(len).is_some_and(|e| e <= USER_END)
-            && !self.occupied(hint, hint + len)
-        {
-            return Some(hint);
-        }
-        let start = self.gap_below(self.search_from, len).or_else(|| self.gap_below(self.mmap_top, len))?;
-        self.search_from = start;
-        Some(start)
-    }
-
-    fn gap_below(&self, from: u64, len: u64) -> Option<u64> {
-        let mut top = from;
-        for vma in self.vmas.range(..from).rev().map(|(_, v)| v) {
-            if vma.end <= top && top - vma.end >= len {
-                return Some(top - len);
-            }
-            top = top.min(vma.start);
-        }
-        top.checked_sub(len).filter(|s| *s >= USER_START)
-    }
-
-    /// Places the heap (exec, once).
-    pub fn start_heap(&mut self, at: u64) {
-        (self.brk_start, self.brk) = (at, at);
-    }
-}
-
 fn checked_range(start: u64, len: u64) -> Result<u64, MapError> {
     if !start.is_multiple_of(PAGE_SIZE) {
         return Err(MapError::BadRange);
     }
     let len = page_up(len).filter(|l| *l != 0).ok_or(MapError::BadRange)?;
     start.checked_add(len).filter(|e| *e <= USER_END).ok_or(MapError::BadRange)
-}
-
-/// Entry bits of a mapping's rights.
-fn rights(prot: Prot) -> Flags {
-    let mut f = Flags::PRESENT | Flags::USER | Flags::ACCESSED;
-    if prot.contains(Prot::WRITE) {
-        f |= Flags::WRITE | Flags::DIRTY;
-    }
-    if !prot.contains(Prot::EXEC) {
-        f |= Flags::NO_EXECUTE;
-    }
-    f
 }
 
 /// The entry narrowed to new rights. Never wider in writes: those come by a fault, which knows about sharing.
