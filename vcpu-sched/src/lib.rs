@@ -10,9 +10,12 @@
 //! | [`ids`] | task and CPU numbers, time and frequency | yes |
 //! | [`cpumask`] | sets of CPUs | yes |
 //! | [`task`] | the life of a task: a pure table under an atomic | yes |
+//! | [`entity`], [`params`] | what the scheduler keeps of a task, and how a task wants to be scheduled | yes |
+//! | [`runqueue`] | one CPU's tasks, in classes | yes |
 //! | [`policy`] | who runs next: the contract and the policies | yes |
 //! | [`placement`] | which CPU a task goes to | yes |
 //! | [`cpu`] | halting without losing a wake-up, coalescing IPIs | yes |
+//! | [`accounting`] | what a task did with its time | yes |
 //! | [`clock`] | TSC ticks to nanoseconds and back | yes |
 //! | [`timer`] | the queue of armed timers | yes |
 //! | [`events`] | trace records | yes |
@@ -32,14 +35,19 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod accounting;
+mod cell;
 pub mod clock;
 pub mod cpu;
 pub mod cpumask;
 pub mod directory;
+pub mod entity;
 pub mod events;
 pub mod ids;
+pub mod params;
 pub mod placement;
 pub mod policy;
+pub mod runqueue;
 mod sync;
 pub mod task;
 pub mod taskview;

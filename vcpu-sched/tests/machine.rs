@@ -15,24 +15,18 @@ use proptest::prelude::*;
 use vcpu_sched::cpu::kick::{KickWord, Requests};
 use vcpu_sched::cpu::sleep::SleepState;
 use vcpu_sched::cpumask::CpuMask;
-use vcpu_sched::ids::{CpuId, Nanos, TaskId};
+use vcpu_sched::ids::{CpuId, Nanos};
 use vcpu_sched::placement::{
     CpuView, PickVerdict, Placement, enqueue_target, pick_verdict, select_cpu, select_cpu_new,
 };
 use vcpu_sched::policy::round_robin::RoundRobin;
-use vcpu_sched::policy::{EnqueueReason, Entity, Policy, PutReason};
+use vcpu_sched::policy::{EnqueueReason, Policy, PutReason};
 use vcpu_sched::task::state::{Action, AtomicState, Event, State};
 
+mod common;
+use common::Task;
+
 const NOW: Nanos = Nanos::ZERO;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Task(usize);
-
-impl Entity for Task {
-    fn id(&self) -> TaskId {
-        TaskId(self.0 as u32)
-    }
-}
 
 /// A run queue that watches over the order of calls that `policy` tells.
 struct Checked {
@@ -52,8 +46,8 @@ impl Policy<Task> for Checked {
         assert_eq!(self.returning.take(), expected);
         self.inner.enqueue(e, why, now);
     }
-    fn dequeue(&mut self, id: TaskId) -> Option<Task> {
-        self.inner.dequeue(id)
+    fn dequeue(&mut self, task: &Task) -> Option<Task> {
+        self.inner.dequeue(task)
     }
     fn pick_next(&mut self, now: Nanos) -> Option<Task> {
         assert_eq!((self.current, self.returning), (None, None));
@@ -79,7 +73,7 @@ impl Policy<Task> for Checked {
     fn wakeup_preempts(&self, current: &Task, woken: &Task) -> bool {
         self.inner.wakeup_preempts(current, woken)
     }
-    fn slice(&self, current: &Task) -> Nanos {
+    fn slice(&self, current: &Task) -> Option<Nanos> {
         self.inner.slice(current)
     }
     fn steal(&mut self, wanted: impl FnMut(&Task) -> bool) -> Option<Task> {
@@ -88,6 +82,7 @@ impl Policy<Task> for Checked {
 }
 
 struct TaskInfo {
+    handle: Task,
     state: AtomicState,
     on_cpu: Option<CpuId>,
     last_cpu: CpuId,
@@ -184,7 +179,8 @@ impl Machine {
                 })
                 .collect(),
             tasks: (0..tasks)
-                .map(|_| TaskInfo {
+                .map(|number| TaskInfo {
+                    handle: Task::new(number as u32),
                     state: AtomicState::new(State::New),
                     on_cpu: None,
                     last_cpu: CpuId(0),
@@ -195,19 +191,23 @@ impl Machine {
             errands: VecDeque::new(),
             online: CpuMask::full(cpus),
         };
-        for task in (0..tasks).map(Task) {
+        for task in machine.handles() {
             assert_eq!(machine.apply(task, Event::Start), Action::Enqueue);
             machine.errands.push_back(Errand::Place { task, waker: CpuId(0), why: EnqueueReason::New });
         }
         machine
     }
 
+    fn handles(&self) -> Vec<Task> {
+        self.tasks.iter().map(|info| info.handle).collect()
+    }
+
     fn apply(&self, task: Task, event: Event) -> Action {
-        self.tasks[task.0].state.apply(event).expect("a legal event")
+        self.tasks[task.index()].state.apply(event).expect("a legal event")
     }
 
     fn wake(&mut self, task: Task, waker: CpuId) {
-        self.tasks[task.0].condition = true;
+        self.tasks[task.index()].condition = true;
         if self.apply(task, Event::Wake) == Action::Enqueue {
             self.errands.push_back(Errand::Place { task, waker, why: EnqueueReason::Wake });
         }
@@ -220,7 +220,7 @@ impl Machine {
         };
         match errand {
             Errand::Place { task, waker, why } => {
-                let info = &self.tasks[task.0];
+                let info = &self.tasks[task.index()];
                 let to = if why == EnqueueReason::New {
                     select_cpu_new(&info.allowed, waker, self)
                 } else {
@@ -246,7 +246,7 @@ impl Machine {
     }
 
     fn forward(&mut self, task: Task, from: CpuId) {
-        let info = &self.tasks[task.0];
+        let info = &self.tasks[task.index()];
         let to = select_cpu(&Placement { last_cpu: info.last_cpu, allowed: &info.allowed }, from, self);
         self.errands.push_back(Errand::Enqueue { task, to, why: EnqueueReason::Migrate });
     }
@@ -279,7 +279,7 @@ impl Machine {
                 let task = cpu.current.expect("somebody announced");
                 if choice.is_multiple_of(4) {
                     cpu.phase = Phase::Put(PutReason::Preempted);
-                } else if core::mem::take(&mut self.tasks[task.0].condition) {
+                } else if core::mem::take(&mut self.tasks[task.index()].condition) {
                     cpu.phase = Phase::Run;
                     assert_eq!(self.apply(task, Event::CancelBlock), Action::Nothing);
                 } else {
@@ -313,7 +313,7 @@ impl Machine {
                 let forward = cpu.forward_after_switch.take();
                 cpu.phase = Phase::Run;
                 if let Some(prev) = prev {
-                    assert_eq!(self.tasks[prev.0].on_cpu.take(), Some(at));
+                    assert_eq!(self.tasks[prev.index()].on_cpu.take(), Some(at));
                 }
                 if let Some(task) = forward {
                     assert_eq!(Some(task), prev, "only the task that was left can wait for the switch");
@@ -338,7 +338,7 @@ impl Machine {
             self.pull(at);
         }
         while let Some(task) = self.cpus[at.index()].queue.pick_next(NOW) {
-            let info = &self.tasks[task.0];
+            let info = &self.tasks[task.index()];
             let verdict = pick_verdict(at, &info.allowed, info.on_cpu.is_some());
             if verdict == PickVerdict::Run {
                 next = Some(task);
@@ -360,14 +360,14 @@ impl Machine {
         cpu.current = next;
         if let Some(task) = next {
             assert_eq!(self.apply(task, Event::Pick), Action::Nothing);
-            let info = &mut self.tasks[task.0];
+            let info = &mut self.tasks[task.index()];
             assert!(info.allowed.test(at), "affinity violated");
             if next == prev {
                 assert_eq!(info.on_cpu, Some(at));
                 self.cpus[at.index()].phase = Phase::Run;
                 return;
             }
-            assert_eq!(info.on_cpu, None, "task {} picked from under a CPU", task.0);
+            assert_eq!(info.on_cpu, None, "task {} picked from under a CPU", task.index());
             info.on_cpu = Some(at);
             info.last_cpu = at;
         }
@@ -379,7 +379,7 @@ impl Machine {
         let Self { cpus, tasks, .. } = self;
         let pulled = cpus
             .iter_mut()
-            .find_map(|cpu| cpu.queue.steal(|task| tasks[task.0].on_cpu.is_none() && tasks[task.0].allowed.test(at)));
+            .find_map(|cpu| cpu.queue.steal(|task| tasks[task.index()].on_cpu.is_none() && tasks[task.index()].allowed.test(at)));
         if let Some(task) = pulled {
             cpus[at.index()].queue.enqueue(task, EnqueueReason::Migrate, NOW);
         }
@@ -393,22 +393,22 @@ impl Machine {
                 queued.push(task);
             }
             for &task in &queued {
-                places[task.0] += 1;
+                places[task.index()] += 1;
                 cpu.queue.inner.enqueue(task, EnqueueReason::Migrate, NOW);
-                let on_cpu = self.tasks[task.0].on_cpu;
+                let on_cpu = self.tasks[task.index()].on_cpu;
                 assert!(on_cpu.is_none_or(|on| on.index() == number), "queued away from the CPU on its stack");
-                assert_eq!(self.tasks[task.0].state.load(), State::Ready);
+                assert_eq!(self.tasks[task.index()].state.load(), State::Ready);
             }
             if let Some(task) = cpu.forward_after_switch {
-                places[task.0] += 1;
-                assert_eq!(self.tasks[task.0].state.load(), State::Ready);
+                places[task.index()] += 1;
+                assert_eq!(self.tasks[task.index()].state.load(), State::Ready);
             }
             if let (Some(task), Phase::Run | Phase::Announced | Phase::Put(_) | Phase::Switched { .. }) =
                 (cpu.current, cpu.phase)
             {
-                places[task.0] += 1;
-                assert!(matches!(self.tasks[task.0].state.load(), State::Running | State::Blocking));
-                assert_eq!(self.tasks[task.0].on_cpu, Some(CpuId(number as u32)));
+                places[task.index()] += 1;
+                assert!(matches!(self.tasks[task.index()].state.load(), State::Running | State::Blocking));
+                assert_eq!(self.tasks[task.index()].on_cpu, Some(CpuId(number as u32)));
             }
             let kick_coming =
                 self.errands.iter().any(|errand| matches!(errand, Errand::Kick { to } if to.index() == number));
@@ -420,7 +420,7 @@ impl Machine {
         }
         for errand in &self.errands {
             if let Errand::Place { task, .. } | Errand::Enqueue { task, .. } = errand {
-                places[task.0] += 1;
+                places[task.index()] += 1;
             }
         }
         for (number, (info, &places)) in self.tasks.iter().zip(&places).enumerate() {
@@ -432,7 +432,7 @@ impl Machine {
     /// Lets every task come to its end, in turns. Panics if one doesn't.
     fn drain(&mut self) {
         const EXIT: u8 = 4;
-        for task in (0..self.tasks.len()).map(Task) {
+        for task in self.handles() {
             self.wake(task, CpuId(0));
         }
         for _ in 0..100 * (self.tasks.len() + self.cpus.len()) {
@@ -478,7 +478,7 @@ proptest! {
             match step {
                 Step::Cpu(cpu, choice) => machine.step(CpuId(cpu % cpus), choice),
                 Step::Errand(which) => machine.run_errand(which),
-                Step::Wake(task, waker) => machine.wake(Task(task % tasks), CpuId(waker % cpus)),
+                Step::Wake(task, waker) => machine.wake(machine.tasks[task % tasks].handle, CpuId(waker % cpus)),
                 Step::Affinity(task, allowed) => {
                     machine.tasks[task % tasks].allowed = allowed.iter().map(|cpu| CpuId(cpu % cpus)).collect();
                 }

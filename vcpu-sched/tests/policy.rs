@@ -3,18 +3,12 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use vcpu_sched::ids::{Nanos, TaskId};
+use vcpu_sched::ids::Nanos;
 use vcpu_sched::policy::round_robin::{DEFAULT_SLICE, RoundRobin};
-use vcpu_sched::policy::{EnqueueReason, Entity, Policy, PutReason};
+use vcpu_sched::policy::{EnqueueReason, Policy, PutReason};
 
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Task(u32);
-
-impl Entity for Task {
-    fn id(&self) -> TaskId {
-        TaskId(self.0)
-    }
-}
+mod common;
+use common::Task;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -48,22 +42,26 @@ fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<()
     let mut current: Option<Task> = None;
     let (mut now, mut picked_at) = (Nanos::ZERO, Nanos::ZERO);
     let mut made = 0;
+    let mut all: Vec<Task> = Vec::new();
     for op in ops {
         now += Nanos(1_000);
         match op {
             Op::Enqueue(why) => {
-                let task = Task(made);
+                let task = Task::new(made);
+                all.push(task);
                 made += 1;
-                queued.insert(task.0);
-                policy.enqueue(task.clone(), why, now);
+                queued.insert(task.number());
+                policy.enqueue(task, why, now);
                 if let Some(current) = &current {
                     policy.tick(current, now - picked_at);
                     let _ = policy.wakeup_preempts(current, &task);
                 }
             }
             Op::Dequeue(id) => {
-                let got = policy.dequeue(TaskId(id));
-                prop_assert_eq!(got.map(|task| task.0), queued.take(&id));
+                if let Some(task) = all.get(id as usize) {
+                    let got = policy.dequeue(task);
+                    prop_assert_eq!(got.map(Task::number), queued.take(&id));
+                }
             }
             Op::Schedule(why) => {
                 if let Some(prev) = current.take() {
@@ -74,7 +72,7 @@ fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<()
                         PutReason::Block | PutReason::Exit | PutReason::Migrate => None,
                     };
                     if let Some(why) = again {
-                        queued.insert(prev.0);
+                        queued.insert(prev.number());
                         policy.enqueue(prev, why, now);
                     }
                 }
@@ -82,8 +80,8 @@ fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<()
                 picked_at = now;
                 match &current {
                     Some(next) => {
-                        prop_assert!(queued.remove(&next.0), "picked what wasn't queued");
-                        prop_assert!(policy.slice(next) > Nanos::ZERO);
+                        prop_assert!(queued.remove(&next.number()), "picked what wasn't queued");
+                        prop_assert!(policy.slice(next).is_none_or(|slice| slice > Nanos::ZERO));
                     }
                     None => prop_assert!(queued.is_empty(), "idle beside a runnable task"),
                 }
@@ -96,11 +94,11 @@ fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<()
                 }
             }
             Op::Steal(remainder) => {
-                let got = policy.steal(|task| task.0 % 3 == remainder);
+                let got = policy.steal(|task| task.number() % 3 == remainder);
                 prop_assert_eq!(got.is_some(), queued.iter().any(|id| id % 3 == remainder));
                 if let Some(task) = got {
-                    prop_assert_eq!(task.0 % 3, remainder);
-                    prop_assert!(queued.remove(&task.0), "stole what wasn't queued");
+                    prop_assert_eq!(task.number() % 3, remainder);
+                    prop_assert!(queued.remove(&task.number()), "stole what wasn't queued");
                 }
             }
         }
@@ -108,7 +106,7 @@ fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<()
         prop_assert_eq!(policy.is_empty(), queued.is_empty());
     }
     while let Some(task) = policy.pick_next(now) {
-        prop_assert!(queued.remove(&task.0));
+        prop_assert!(queued.remove(&task.number()));
     }
     prop_assert!(queued.is_empty(), "left behind: {:?}", queued);
     Ok(())
@@ -123,32 +121,34 @@ proptest! {
 
 #[test]
 fn round_robin_serves_in_turn() {
+    let tasks = [0, 1, 2].map(Task::new);
     let mut queue = RoundRobin::new();
     for id in 0..3 {
-        queue.enqueue(Task(id), EnqueueReason::New, Nanos::ZERO);
+        queue.enqueue(tasks[id], EnqueueReason::New, Nanos::ZERO);
     }
     let mut order = Vec::new();
     for _ in 0..7 {
         let task = queue.pick_next(Nanos::ZERO).unwrap();
-        order.push(task.0);
+        order.push(task.number());
         queue.put_prev(&task, DEFAULT_SLICE, PutReason::Preempted);
         queue.enqueue(task, EnqueueReason::Preempted, Nanos::ZERO);
     }
     assert_eq!(order, [0, 1, 2, 0, 1, 2, 0]);
     // 1 is first now; a thief gets the first that it wants, and the order of the others stays.
-    assert_eq!(queue.steal(|task| task.0 != 1), Some(Task(2)));
-    assert_eq!(queue.pick_next(Nanos::ZERO), Some(Task(1)));
-    assert_eq!(queue.pick_next(Nanos::ZERO), Some(Task(0)));
+    assert_eq!(queue.steal(|task| task.number() != 1), Some(tasks[2]));
+    assert_eq!(queue.pick_next(Nanos::ZERO), Some(tasks[1]));
+    assert_eq!(queue.pick_next(Nanos::ZERO), Some(tasks[0]));
 }
 
 #[test]
 fn round_robin_gives_way_only_after_its_slice_and_only_to_somebody() {
     let mut queue = RoundRobin::with_slice(Nanos::from_millis(2));
-    let current = Task(0);
-    assert_eq!(queue.slice(&current), Nanos::from_millis(2));
+    let [current, other] = [0, 1].map(Task::new);
+    assert_eq!(queue.slice(&current), None);
     assert!(!queue.tick(&current, Nanos::from_secs(1)));
-    queue.enqueue(Task(1), EnqueueReason::Wake, Nanos::ZERO);
-    assert!(!queue.wakeup_preempts(&current, &Task(1)));
+    queue.enqueue(other, EnqueueReason::Wake, Nanos::ZERO);
+    assert_eq!(queue.slice(&current), Some(Nanos::from_millis(2)));
+    assert!(!queue.wakeup_preempts(&current, &other));
     assert!(!queue.tick(&current, Nanos(1_999_999)));
     assert!(queue.tick(&current, Nanos::from_millis(2)));
 }

@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use arrayvec::ArrayString;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::ids::{CpuId, TaskId};
-use vcpu_sched::policy::Entity;
+use vcpu_sched::entity::{Entity, SchedEntity};
 use vcpu_sched::task::state::{AtomicState, State};
 use vcpu_sched::taskview::TaskKind;
 
@@ -87,7 +87,7 @@ pub struct Task {
     pub state: AtomicState,
     /// A CPU stands on this task's stack. Set before the switch to it, cleared by assembly once it is left.
     pub on_cpu: AtomicBool,
-    /// Last or present CPU.
+    /// The CPU whose queue it is in, that it runs on, or that it left last. Written with that CPU's run queue locked.
     pub cpu: AtomicU32,
     /// CPU whose registers hold the only copy of the FPU state, or `fpu::NOT_LIVE`.
     pub fpu_live: AtomicU32,
@@ -101,6 +101,8 @@ pub struct Task {
     pub work: AtomicU32,
     /// FPU save area; kernel tasks have none.
     pub fpu: Option<fpu::Area>,
+    /// Parameters, figures of its scheduling class, accounting.
+    pub sched: SchedEntity,
     /// Counters.
     pub stats: TaskStats,
     /// Woken when the task has ended.
@@ -140,6 +142,10 @@ impl core::ops::Deref for TaskRef {
 impl Entity for TaskRef {
     fn id(&self) -> TaskId {
         self.0.id
+    }
+
+    fn sched(&self) -> &SchedEntity {
+        &self.0.sched
     }
 }
 
@@ -227,6 +233,7 @@ impl Task {
             affinity: SpinLock::new(affinity),
             work: AtomicU32::new(0),
             fpu,
+            sched: SchedEntity::default(),
             stats: TaskStats::default(),
             exited: WaitQueue::new(),
             kind,
@@ -272,7 +279,8 @@ impl Task {
     pub fn set_affinity_mask(&self, mask: &CpuMask) {
         let mut m = self.affinity.lock();
         *m = mask.clone();
-        self.affinity_word.store(mask_word(mask), Ordering::Relaxed);
+        // SeqCst: see `sched::affinity`.
+        self.affinity_word.swap(mask_word(mask), Ordering::SeqCst);
     }
 
     /// Thread pointer.

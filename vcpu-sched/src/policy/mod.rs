@@ -7,10 +7,10 @@
 //! # The story of a task
 //! 1. **New, or woken.** [`enqueue`](Policy::enqueue) with [`EnqueueReason::New`] or [`EnqueueReason::Wake`]. If the CPU
 //!    is busy, the caller brings the books up to date with a [`tick`](Policy::tick), asks
-//!    [`wakeup_preempts`](Policy::wakeup_preempts), and requests a reschedule there if either says so. It also arms the
-//!    timer of a CPU whose current task was alone until now: its slice was of no interest before.
+//!    [`wakeup_preempts`](Policy::wakeup_preempts), and requests a reschedule there if either says so. It also asks
+//!    for the current task's [`slice`](Policy::slice) again, which was perhaps of no interest until now.
 //! 2. **Picked.** [`pick_next`](Policy::pick_next) takes it *out*: the running task ("current") is in no queue. The CPU
-//!    arms its timer for [`slice`](Policy::slice) if there is anybody to give way to.
+//!    arms its timer for [`slice`](Policy::slice), if that is a time at all.
 //! 3. **Ticks.** [`tick`](Policy::tick) charges the time it ran and says whether it must give way now.
 //! 4. **It leaves.** The CPU applies the event to the task's [state](crate::task::state), which tells what really
 //!    happens: a task that wanted to block may have been woken in the last moment and is then merely preempted. With
@@ -30,29 +30,33 @@
 //!
 //! A queued task leaves for another CPU through [`steal`](Policy::steal) (idle CPUs pull) or
 //! [`dequeue`](Policy::dequeue), and arrives there by `enqueue` with [`EnqueueReason::Migrate`], also if it is to run
-//! there at once. A change of a queued task's nice value or priority is the same on the same queue: `dequeue`, change,
-//! `enqueue` with `Migrate`, because a policy may keep its tasks sorted by what is changed. For the current task it is a
-//! preemption.
+//! there at once.
 //!
-//! # What a policy needs to know of a task
-//! [`Entity`] asks only for a number. A policy that needs more (weight, priority, deadline, a place for the lag) has a
-//! trait of its own above `Entity`, and `impl<E: ThatTrait> Policy<E>`. Entities are cheap handles; a clone is the
-//! same task.
+//! A queued task whose parameters change is taken out by `dequeue` and comes back by `enqueue` with `Migrate`, because a
+//! policy may keep its tasks sorted by what changes. For the current task it is [`put_prev`](Policy::put_prev) with
+//! [`PutReason::Migrate`] and then [`adopt`](Policy::adopt), by the policy of its new class.
+//!
+//! # What a policy knows of a task
+//! An [`Entity`] has a number and a [`SchedEntity`](crate::entity::SchedEntity): parameters, and figures that the policies
+//! of this crate keep there. Entities are cheap handles; a clone is the same task. A policy of one's own keeps its figures
+//! in its own queue, or has a trait above `Entity` and `impl<E: ThatTrait> Policy<E>`; docs/scheduling.md shows one.
+//!
+//! # Who calls
+//! [`RunQueue`](crate::runqueue::RunQueue) holds one policy for each class and calls them; kernel and simulator call it.
 //!
 //! # The invariant
 //! Every entity that went in by `enqueue` comes out exactly once, by `pick_next`, `dequeue` or `steal`. A task is never
 //! in two queues, nor in a queue while it is current; one that is on its way out of its CPU (`on_cpu`, see
 //! [`task::state`](crate::task::state)) may be in that CPU's own queue, which is why thieves must leave it alone.
 
+pub mod fair;
+pub mod list;
+pub mod realtime;
 pub mod round_robin;
+pub mod stop;
 
-use crate::ids::{Nanos, TaskId};
-
-/// A handle to a task, as a run queue stores it; usually a counted pointer.
-pub trait Entity: Clone {
-    /// The task's number.
-    fn id(&self) -> TaskId;
-}
+pub use crate::entity::Entity;
+use crate::ids::Nanos;
 
 /// Why a task enters a queue.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -92,7 +96,7 @@ pub trait Policy<E: Entity> {
     fn enqueue(&mut self, e: E, why: EnqueueReason, now: Nanos);
 
     /// Removes a certain task. `None` if it isn't queued here (it may be current, or have left).
-    fn dequeue(&mut self, id: TaskId) -> Option<E>;
+    fn dequeue(&mut self, e: &E) -> Option<E>;
 
     /// Takes out the task that is to run now. `None` if no queued task may run now; then the CPU idles.
     fn pick_next(&mut self, now: Nanos) -> Option<E>;
@@ -104,10 +108,17 @@ pub trait Policy<E: Entity> {
         let _ = (prev, ran, why);
     }
 
-    /// How many tasks are queued; the current one isn't.
+    /// The running `e`, which this policy never picked, is current from now on: its parameters have changed. It has run
+    /// for `ran` since its CPU picked it, which is charged already.
+    fn adopt(&mut self, e: &E, ran: Nanos, now: Nanos) {
+        let _ = (e, ran, now);
+    }
+
+    /// How many tasks are queued that may run now. The current one isn't queued; one that waits for its budget doesn't
+    /// count until [`event`](Policy::event) or `pick_next` has seen that its time has come.
     fn len(&self) -> usize;
 
-    /// Is no task queued?
+    /// Is no task queued that may run now?
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -121,8 +132,21 @@ pub trait Policy<E: Entity> {
     /// The caller charges `current` by a [`tick`](Policy::tick) first, so that the answer doesn't rest on old figures.
     fn wakeup_preempts(&self, current: &E, woken: &E) -> bool;
 
-    /// How long `current` may run, from its pick, before the next [`tick`](Policy::tick) must ask.
-    fn slice(&self, current: &E) -> Nanos;
+    /// How long `current` may run, from its pick, before the next [`tick`](Policy::tick) must ask. `None`: for ever, as
+    /// long as nothing is enqueued; nobody competes with it, and its class sets no limit.
+    fn slice(&self, current: &E) -> Option<Nanos>;
+
+    /// When [`event`](Policy::event) must be called next, because time alone changes who may run. `None`: never.
+    fn next_event(&self) -> Option<Nanos> {
+        None
+    }
+
+    /// The time that [`next_event`](Policy::next_event) told has come (or not: a surplus call is harmless). True if a task
+    /// may run now that could not before.
+    fn event(&mut self, now: Nanos) -> bool {
+        let _ = now;
+        false
+    }
 
     /// Takes out one task that `wanted` accepts, preferably one that would wait longest here.
     ///

@@ -1,10 +1,9 @@
 //! Round robin: first come, first served, each for a slice. Called through [`Policy`] by a run queue; the invariant is
 //! that tasks leave in the order they came, but for those that were removed out of turn.
 
-use alloc::collections::VecDeque;
-
+use super::list::{List, Nodes};
 use super::{EnqueueReason, Entity, Policy};
-use crate::ids::{Nanos, TaskId};
+use crate::ids::Nanos;
 
 /// A slice of 10 ms: a compromise between a console that answers at once and a kernel whose every switch may be
 /// interpreted. Linux's round robin has 100 ms (`RR_TIMESLICE`), its fair class about 3 ms (`base_slice_ns`).
@@ -13,11 +12,13 @@ pub const DEFAULT_SLICE: Nanos = Nanos::from_millis(10);
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct RoundRobin<E> {
-    queue: VecDeque<E>,
+    nodes: Nodes<E>,
+    queue: List,
+    len: usize,
     slice: Nanos,
 }
 
-impl<E> RoundRobin<E> {
+impl<E: Entity> RoundRobin<E> {
     /// An empty queue with [`DEFAULT_SLICE`].
     pub const fn new() -> Self {
         Self::with_slice(DEFAULT_SLICE)
@@ -25,41 +26,50 @@ impl<E> RoundRobin<E> {
 
     /// An empty queue whose tasks run for `slice` at a time. A slice of zero means that a task gives way at every tick.
     pub const fn with_slice(slice: Nanos) -> Self {
-        Self { queue: VecDeque::new(), slice }
+        Self { nodes: Nodes::new(), queue: List::EMPTY, len: 0, slice }
+    }
+
+    fn left(&mut self, task: Option<E>) -> Option<E> {
+        self.len -= usize::from(task.is_some());
+        task
     }
 }
 
-impl<E> Default for RoundRobin<E> {
+impl<E: Entity> Default for RoundRobin<E> {
     fn default() -> Self {
         Self::new()
     }
 }
 
 impl<E: Entity> Policy<E> for RoundRobin<E> {
-    /// To the end, whatever the reason: a preempted task has used up its slice, because nothing else preempts here.
+    /// To the end, whatever the reason: within this policy a preempted task has used up its slice, and what preempts it
+    /// from another class is rare enough.
     #[inline]
     fn enqueue(&mut self, e: E, _why: EnqueueReason, _now: Nanos) {
-        self.queue.push_back(e);
+        self.nodes.push_back(&mut self.queue, e);
+        self.len += 1;
     }
 
-    fn dequeue(&mut self, id: TaskId) -> Option<E> {
-        self.steal(|e| e.id() == id)
+    fn dequeue(&mut self, e: &E) -> Option<E> {
+        let task = self.nodes.remove(&mut self.queue, e);
+        self.left(task)
     }
 
     #[inline]
     fn pick_next(&mut self, _now: Nanos) -> Option<E> {
-        self.queue.pop_front()
+        let task = self.nodes.pop_front(&mut self.queue);
+        self.left(task)
     }
 
     #[inline]
     fn len(&self) -> usize {
-        self.queue.len()
+        self.len
     }
 
     /// The slice is over, and there is somebody to give way to.
     #[inline]
     fn tick(&mut self, _current: &E, ran: Nanos) -> bool {
-        ran >= self.slice && !self.queue.is_empty()
+        ran >= self.slice && self.len != 0
     }
 
     /// Never: a woken task waits for its turn.
@@ -69,13 +79,13 @@ impl<E: Entity> Policy<E> for RoundRobin<E> {
     }
 
     #[inline]
-    fn slice(&self, _current: &E) -> Nanos {
-        self.slice
+    fn slice(&self, _current: &E) -> Option<Nanos> {
+        (self.len != 0).then_some(self.slice)
     }
 
     /// From the front: it has waited longest, and its cache lines are the coldest.
     fn steal(&mut self, wanted: impl FnMut(&E) -> bool) -> Option<E> {
-        let at = self.queue.iter().position(wanted)?;
-        self.queue.remove(at)
+        let task = self.nodes.remove_first(&mut self.queue, wanted);
+        self.left(task)
     }
 }

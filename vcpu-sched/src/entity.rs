@@ -1,0 +1,459 @@
+//! What the scheduler keeps of a task, embedded in every task by its owner.
+//!
+//! [`SchedEntity`] holds the task's parameters, the figures of its class and its [`Accounting`]. Only the policies and the
+//! [`RunQueue`](crate::runqueue::RunQueue) write it. The invariant: all but the parameters' copies belong to whoever owns
+//! the task at the moment: the holder of the lock of the run queue that the task is in or runs on, or, between two queues,
+//! whoever moves it (see [`task::state`](crate::task::state)). The fields are relaxed atomics used as plain cells, because
+//! tasks are shared.
+
+use crate::accounting::Accounting;
+use crate::cell::{I64Cell, U8Cell, U16Cell, U32Cell, U64Cell};
+use crate::events::ClassTag;
+use crate::ids::{CpuId, Nanos, TaskId};
+use crate::params::{Class, DeadlineParams, Nice, RtPriority, SchedParams, Slice, number};
+use crate::policy::fair::weight;
+use crate::sync::{AtomicU8, AtomicU32, Ordering, const_new};
+
+/// A handle to a task, as a run queue stores it; usually a counted pointer. A clone is the same task.
+pub trait Entity: Clone {
+    /// The task's number.
+    fn id(&self) -> TaskId;
+
+    /// The task's scheduling data: always the same one for the same task.
+    fn sched(&self) -> &SchedEntity;
+}
+
+/// The classes in the order of their rank. Whatever a class has to run goes before all of the next.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Rank {
+    /// [`policy::stop`](crate::policy::stop).
+    Stop = 0,
+    /// [`policy::deadline`](crate::policy::deadline).
+    Deadline = 1,
+    /// [`policy::realtime`](crate::policy::realtime).
+    Realtime = 2,
+    /// What was chosen at boot: [`PolicyKind`](crate::runqueue::PolicyKind).
+    Normal = 3,
+}
+
+impl Rank {
+    #[inline(always)]
+    const fn from_u8(number: u8) -> Self {
+        match number {
+            0 => Self::Stop,
+            1 => Self::Deadline,
+            2 => Self::Realtime,
+            _ => Self::Normal,
+        }
+    }
+}
+
+/// No slot: the task is in no queue, or has no ghost.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct SchedEntity {
+    /// What was asked for last. Written by [`SchedEntity::request`] only.
+    wanted: ParamCells,
+    /// `wanted` is not what is in force.
+    pending: AtomicU8,
+    /// The CPU whose run queue it is or was in, or which runs it, plus one; 0: none yet.
+    queue: AtomicU32,
+
+    /// What is in force, and what follows from it.
+    params: ParamCells,
+    rank: U8Cell,
+    prio: U8Cell,
+    /// The class that it is queued in or runs in: `rank` at the time that it was put there.
+    pub(crate) placed: U8Cell,
+
+    /// Where in its queue's memory it lies; its meaning is the policy's.
+    pub(crate) slot: U32Cell,
+    pub(crate) fair: FairState,
+    pub(crate) deadline: DeadlineState,
+    /// Rest of its slice under `SCHED_RR`.
+    pub(crate) rr_left: U64Cell,
+    /// Its key under `count` and `runtime`, and what orders equals.
+    pub(crate) key: U64Cell,
+    pub(crate) key_order: U64Cell,
+
+    /// Its last CPU, plus one; 0: it never ran.
+    last_cpu: U32Cell,
+    /// It was woken and has not run since.
+    woken: U8Cell,
+    place_records: U16Cell,
+    accounting: Accounting,
+}
+
+/// Figures of the fair class.
+#[derive(Debug)]
+pub(crate) struct FairState {
+    pub(crate) weight: U32Cell,
+    /// `2^32 / weight`.
+    pub(crate) inverse: U32Cell,
+    /// The length of a request in virtual time.
+    pub(crate) virtual_slice: U64Cell,
+    pub(crate) vruntime: U64Cell,
+    /// Virtual deadline while in a queue or running.
+    pub(crate) deadline: U64Cell,
+    /// While in no queue: how far it was behind (positive) or ahead of the average, in its virtual time.
+    pub(crate) lag: I64Cell,
+    /// While in no queue: what is left of its request; 0: it will make a new one.
+    pub(crate) left: U64Cell,
+    /// Its ghost: slot, generation, and queue plus one (0: none).
+    pub(crate) ghost_slot: U32Cell,
+    pub(crate) ghost_stamp: U32Cell,
+    pub(crate) ghost_queue: U32Cell,
+}
+
+/// Figures of the deadline class.
+#[derive(Debug)]
+pub(crate) struct DeadlineState {
+    /// What is left of this period's budget.
+    pub(crate) budget: U64Cell,
+    /// The end of this period's promise.
+    pub(crate) deadline: U64Cell,
+    /// 1: waits for its next period.
+    pub(crate) throttled: U8Cell,
+    /// The CPU whose budget pays for it, plus one; 0: none.
+    pub(crate) home: U32Cell,
+}
+
+impl SchedEntity {
+    const_new! {
+        /// For a task that has not started yet.
+        pub const fn new(params: SchedParams) -> Self {
+            let derived = Derived::of(&params);
+            Self {
+                wanted: ParamCells::new(&params),
+                pending: AtomicU8::new(0),
+                queue: AtomicU32::new(0),
+                params: ParamCells::new(&params),
+                rank: U8Cell::new(derived.rank as u8),
+                prio: U8Cell::new(params.tag().prio),
+                placed: U8Cell::new(derived.rank as u8),
+                slot: U32Cell::new(NO_SLOT),
+                fair: FairState::new(&derived),
+                deadline: DeadlineState::new(),
+                rr_left: U64Cell::new(0),
+                key: U64Cell::new(0),
+                key_order: U64Cell::new(0),
+                last_cpu: U32Cell::new(0),
+                woken: U8Cell::new(0),
+                place_records: U16Cell::new(0),
+                accounting: Accounting::new(),
+            }
+        }
+    }
+
+    /// The parameters that were asked for last, for programs to see. Read while they change, they can be a mixture.
+    pub fn params(&self) -> SchedParams {
+        self.wanted.get()
+    }
+
+    /// Asks for other parameters. They come into force by [`RunQueue::apply_params`], or when the task is queued next:
+    /// see there for the whole protocol. The caller lets nobody else ask for the same task meanwhile.
+    ///
+    /// [`RunQueue::apply_params`]: crate::runqueue::RunQueue::apply_params
+    pub fn request(&self, params: &SchedParams) {
+        self.wanted.set(params);
+        // SeqCst, with the load of `queue` that the caller makes next and the pair in `enter_queue`: of two CPUs, of which
+        // one asks and the other moves the task to another queue, at least one sees what the other did.
+        self.pending.store(1, Ordering::SeqCst);
+    }
+
+    /// The CPU whose run queue it is in or was in last, or which runs it. Stable only while that queue is locked.
+    #[inline]
+    pub fn queue(&self) -> Option<CpuId> {
+        // SeqCst: see `request`.
+        self.queue.load(Ordering::SeqCst).checked_sub(1).map(CpuId)
+    }
+
+    /// It is about to enter a queue of `cpu`, which is locked. Returns whether other parameters are to be applied first.
+    #[inline]
+    pub(crate) fn enter_queue(&self, cpu: CpuId) -> bool {
+        // Relaxed: whoever stored it before held the lock of that queue, or made the task ours.
+        if self.queue.load(Ordering::Relaxed) != cpu.0 + 1 {
+            // SeqCst: see `request`. Within one queue its lock does this.
+            self.queue.swap(cpu.0 + 1, Ordering::SeqCst);
+            return self.pending.load(Ordering::SeqCst) != 0;
+        }
+        self.pending.load(Ordering::Relaxed) != 0
+    }
+
+    /// Is there something to [`apply`](Self::apply)?
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) != 0
+    }
+
+    /// Brings the parameters that were asked for into force. The task is in no queue and runs nowhere, or the policy that
+    /// had it has forgotten it.
+    pub(crate) fn apply(&self) {
+        // Cleared before the reading: whoever asks in between sets it again. SeqCst: see `request`.
+        self.pending.store(0, Ordering::SeqCst);
+        let params = self.wanted.get();
+        let derived = Derived::of(&params);
+        self.params.set(&params);
+        self.rank.set(derived.rank as u8);
+        self.prio.set(params.tag().prio);
+        self.fair.reweight(derived.weight);
+        self.fair.virtual_slice.set(derived.virtual_slice);
+        self.deadline.throttled.set(0);
+        self.deadline.deadline.set(0);
+    }
+
+    /// The rank of its class.
+    #[inline(always)]
+    pub fn rank(&self) -> Rank {
+        Rank::from_u8(self.rank.get())
+    }
+
+    /// The class that it is queued in or runs in.
+    #[inline(always)]
+    pub(crate) fn placed(&self) -> Rank {
+        Rank::from_u8(self.placed.get())
+    }
+
+    /// Class and priority for trace records.
+    #[inline]
+    pub fn tag(&self) -> ClassTag {
+        ClassTag { prio: self.prio.get(), policy: self.params.policy.get() }
+    }
+
+    /// Its real-time priority; 0 if it has none.
+    #[inline]
+    pub fn rt_priority(&self) -> u8 {
+        self.params.rt_priority.get()
+    }
+
+    /// Linux's number of its policy.
+    #[inline]
+    pub fn policy_number(&self) -> u32 {
+        self.params.policy.get().into()
+    }
+
+    /// What it is promised as a deadline task: runtime, deadline, period; zeroes if it is none.
+    #[inline]
+    pub(crate) fn promise(&self) -> [Nanos; 3] {
+        [Nanos(self.params.dl[0].get()), Nanos(self.params.dl[1].get()), Nanos(self.params.dl[2].get())]
+    }
+
+    /// Its weight in the fair class: 1024 for nice 0.
+    #[inline]
+    pub fn weight(&self) -> u32 {
+        self.fair.weight.get()
+    }
+
+    /// Counters of its time.
+    #[inline]
+    pub fn accounting(&self) -> &Accounting {
+        &self.accounting
+    }
+
+    /// The CPU that it runs on or ran on last, if it ever ran.
+    #[inline]
+    pub fn last_cpu(&self) -> Option<CpuId> {
+        self.last_cpu.get().checked_sub(1).map(CpuId)
+    }
+
+    /// The number for its next record about its place (`seq` of [`events::Record`](crate::events::Record)), from 0,
+    /// wrapping. Called with the lock held of the run queue that the record tells of.
+    #[inline]
+    pub fn next_place_record(&self) -> u16 {
+        let seq = self.place_records.get();
+        self.place_records.set(seq.wrapping_add(1));
+        seq
+    }
+
+    /// The CPU whose budget pays for it as a deadline task.
+    #[inline]
+    pub fn home(&self) -> Option<CpuId> {
+        self.deadline.home.get().checked_sub(1).map(CpuId)
+    }
+
+    /// Notes whose budget pays for it.
+    #[inline]
+    pub fn set_home(&self, home: Option<CpuId>) {
+        self.deadline.home.set(home.map_or(0, |cpu| cpu.0 + 1));
+    }
+
+    /// It enters a queue.
+    #[inline]
+    pub(crate) fn note_queued(&self, first: bool, woken: bool, now: Nanos) {
+        if woken {
+            self.accounting.woken(now);
+            self.woken.set(1);
+        } else if first {
+            self.accounting.started(now);
+        }
+    }
+
+    /// It was picked by `cpu`.
+    #[inline]
+    pub(crate) fn note_picked(&self, cpu: CpuId, now: Nanos) {
+        let woken = self.woken.get() != 0;
+        if woken {
+            self.woken.set(0);
+        }
+        self.accounting.picked(now, woken);
+        let tag = cpu.0 + 1;
+        let last = self.last_cpu.get();
+        if last != tag {
+            self.last_cpu.set(tag);
+            if last != 0 {
+                self.accounting.migrated();
+            }
+        }
+    }
+}
+
+impl Default for SchedEntity {
+    fn default() -> Self {
+        Self::new(SchedParams::NORMAL)
+    }
+}
+
+impl FairState {
+    const fn new(derived: &Derived) -> Self {
+        Self {
+            weight: U32Cell::new(derived.weight),
+            inverse: U32Cell::new(weight::inverse(derived.weight)),
+            virtual_slice: U64Cell::new(derived.virtual_slice),
+            vruntime: U64Cell::new(0),
+            deadline: U64Cell::new(0),
+            lag: I64Cell::new(0),
+            left: U64Cell::new(0),
+            ghost_slot: U32Cell::new(NO_SLOT),
+            ghost_stamp: U32Cell::new(0),
+            ghost_queue: U32Cell::new(0),
+        }
+    }
+
+    /// Another weight. What it is owed stays the same in real time, so it changes in virtual time. Slow path: divides.
+    fn reweight(&self, weight: u32) {
+        let old = self.weight.get();
+        if old == weight {
+            return;
+        }
+        let scaled = |virtual_time: i128| virtual_time * i128::from(old) / i128::from(weight);
+        self.lag.set(i64::try_from(scaled(self.lag.get().into())).unwrap_or(0));
+        self.left.set(u64::try_from(scaled(self.left.get().into())).unwrap_or(0));
+        self.weight.set(weight);
+        self.inverse.set(weight::inverse(weight));
+    }
+}
+
+impl DeadlineState {
+    const fn new() -> Self {
+        Self {
+            budget: U64Cell::new(0),
+            deadline: U64Cell::new(0),
+            throttled: U8Cell::new(0),
+            home: U32Cell::new(0),
+        }
+    }
+}
+
+/// [`SchedParams`] as cells.
+#[derive(Debug)]
+struct ParamCells {
+    policy: U8Cell,
+    rt_priority: U8Cell,
+    nice: U8Cell,
+    reset_on_fork: U8Cell,
+    /// 0: the default.
+    slice: U64Cell,
+    /// Runtime, deadline and period.
+    dl: [U64Cell; 3],
+}
+
+impl ParamCells {
+    /// Policy number, real-time priority, and runtime, deadline and period.
+    const fn class_numbers(class: Class) -> (u8, u8, [u64; 3]) {
+        match class {
+            Class::Stop => (number::STOP as u8, 0, [0; 3]),
+            Class::Deadline(p) => (number::DEADLINE as u8, 0, [p.runtime().0, p.deadline().0, p.period().0]),
+            Class::Fifo(p) => (number::FIFO as u8, p.get(), [0; 3]),
+            Class::RoundRobin(p) => (number::RR as u8, p.get(), [0; 3]),
+            Class::Normal => (number::NORMAL as u8, 0, [0; 3]),
+            Class::Batch => (number::BATCH as u8, 0, [0; 3]),
+            Class::Idle => (number::IDLE as u8, 0, [0; 3]),
+        }
+    }
+
+    const fn new(params: &SchedParams) -> Self {
+        let (policy, rt_priority, dl) = Self::class_numbers(params.class);
+        Self {
+            policy: U8Cell::new(policy),
+            rt_priority: U8Cell::new(rt_priority),
+            nice: U8Cell::new(params.nice.get() as u8),
+            reset_on_fork: U8Cell::new(params.reset_on_fork as u8),
+            slice: U64Cell::new(params.slice_or_zero()),
+            dl: [U64Cell::new(dl[0]), U64Cell::new(dl[1]), U64Cell::new(dl[2])],
+        }
+    }
+
+    fn set(&self, params: &SchedParams) {
+        let (policy, rt_priority, dl) = Self::class_numbers(params.class);
+        self.policy.set(policy);
+        self.rt_priority.set(rt_priority);
+        self.nice.set(params.nice.get() as u8);
+        self.reset_on_fork.set(params.reset_on_fork.into());
+        self.slice.set(params.slice_or_zero());
+        for (cell, ns) in self.dl.iter().zip(dl) {
+            cell.set(ns);
+        }
+    }
+
+    /// Valid whatever the cells hold, see [`SchedEntity::params`].
+    fn get(&self) -> SchedParams {
+        let rt = || RtPriority::new(self.rt_priority.get().into()).unwrap_or(RtPriority::MIN);
+        let class = match u32::from(self.policy.get()) {
+            number::STOP => Class::Stop,
+            number::FIFO => Class::Fifo(rt()),
+            number::RR => Class::RoundRobin(rt()),
+            number::BATCH => Class::Batch,
+            number::IDLE => Class::Idle,
+            number::DEADLINE => {
+                let [runtime, deadline, period] = [0, 1, 2].map(|i| Nanos(self.dl[i].get()));
+                DeadlineParams::new(runtime, deadline, period).map_or(Class::Normal, Class::Deadline)
+            }
+            _ => Class::Normal,
+        };
+        SchedParams {
+            class,
+            nice: Nice::clamped(i32::from(self.nice.get() as i8)),
+            slice: Slice::clamped(Nanos(self.slice.get())),
+            reset_on_fork: self.reset_on_fork.get() != 0,
+        }
+    }
+}
+
+/// What follows from parameters.
+struct Derived {
+    rank: Rank,
+    weight: u32,
+    virtual_slice: u64,
+}
+
+impl Derived {
+    const fn of(params: &SchedParams) -> Self {
+        let rank = match params.class {
+            Class::Stop => Rank::Stop,
+            Class::Deadline(_) => Rank::Deadline,
+            Class::Fifo(_) | Class::RoundRobin(_) => Rank::Realtime,
+            Class::Normal | Class::Batch | Class::Idle => Rank::Normal,
+        };
+        let weight = match params.class {
+            Class::Idle => weight::IDLE,
+            _ => weight::of_nice(params.nice),
+        };
+        let slice = match params.slice {
+            Some(slice) => slice.get().0,
+            None => weight::DEFAULT_SLICE.0,
+        };
+        Self { rank, weight, virtual_slice: weight::virtual_time(slice, weight, weight::inverse(weight)) }
+    }
+}

@@ -1,0 +1,3 @@
+//! The fair class.
+
+pub mod weight;

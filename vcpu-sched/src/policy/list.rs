@@ -1,0 +1,149 @@
+//! Lists of tasks from which any task can be taken at once, for policies that serve in order of arrival.
+//!
+//! Several lists share one memory ([`Nodes`]); a task's place in it is noted in its
+//! [`SchedEntity`](crate::entity::SchedEntity), so removal searches nothing. The invariant: a node is on exactly one list,
+//! or on the list of free nodes. Adding allocates only when there were never so many tasks.
+
+use alloc::vec::Vec;
+
+use crate::entity::{Entity, NO_SLOT};
+
+/// Memory of some lists.
+#[derive(Clone, Debug)]
+pub struct Nodes<E> {
+    nodes: Vec<Node<E>>,
+    free: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Node<E> {
+    /// `None`: free.
+    task: Option<E>,
+    prev: u32,
+    next: u32,
+}
+
+/// Head and tail of one list.
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    head: u32,
+    tail: u32,
+}
+
+impl List {
+    /// An empty list.
+    pub const EMPTY: Self = Self { head: NO_SLOT, tail: NO_SLOT };
+
+    /// Is nothing on it?
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.head == NO_SLOT
+    }
+}
+
+impl<E: Entity> Nodes<E> {
+    /// No memory yet.
+    pub const fn new() -> Self {
+        Self { nodes: Vec::new(), free: NO_SLOT }
+    }
+
+    #[inline]
+    fn node(&self, slot: u32) -> Option<&Node<E>> {
+        self.nodes.get(slot as usize)
+    }
+
+    fn link(&mut self, slot: u32, prev: u32, next: u32, list: &mut List) {
+        match self.nodes.get_mut(prev as usize) {
+            Some(node) => node.next = slot,
+            None => list.head = slot,
+        }
+        match self.nodes.get_mut(next as usize) {
+            Some(node) => node.prev = slot,
+            None => list.tail = slot,
+        }
+    }
+
+    fn insert(&mut self, e: E, prev: u32, next: u32, list: &mut List) {
+        let slot = self.free;
+        let node = Node { task: None, prev, next };
+        let slot = match self.nodes.get_mut(slot as usize) {
+            Some(free) => {
+                self.free = free.next;
+                *free = node;
+                slot
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() as u32 - 1
+            }
+        };
+        self.link(slot, prev, next, list);
+        e.sched().slot.set(slot);
+        if let Some(node) = self.nodes.get_mut(slot as usize) {
+            node.task = Some(e);
+        }
+    }
+
+    /// Adds a task at the end.
+    #[inline]
+    pub fn push_back(&mut self, list: &mut List, e: E) {
+        self.insert(e, list.tail, NO_SLOT, list);
+    }
+
+    /// Adds a task at the front.
+    #[inline]
+    pub fn push_front(&mut self, list: &mut List, e: E) {
+        self.insert(e, NO_SLOT, list.head, list);
+    }
+
+    fn take(&mut self, list: &mut List, slot: u32) -> Option<E> {
+        let free = self.free;
+        let node = self.nodes.get_mut(slot as usize)?;
+        let task = node.task.take()?;
+        let (prev, next) = (node.prev, node.next);
+        node.next = free;
+        self.free = slot;
+        match self.nodes.get_mut(prev as usize) {
+            Some(node) => node.next = next,
+            None => list.head = next,
+        }
+        match self.nodes.get_mut(next as usize) {
+            Some(node) => node.prev = prev,
+            None => list.tail = prev,
+        }
+        task.sched().slot.set(NO_SLOT);
+        Some(task)
+    }
+
+    /// Takes the first task.
+    #[inline]
+    pub fn pop_front(&mut self, list: &mut List) -> Option<E> {
+        self.take(list, list.head)
+    }
+
+    /// Takes a certain task, which must be on this list if it is in this memory at all.
+    #[inline]
+    pub fn remove(&mut self, list: &mut List, e: &E) -> Option<E> {
+        let slot = e.sched().slot.get();
+        self.node(slot)?.task.as_ref().filter(|there| there.id() == e.id())?;
+        self.take(list, slot)
+    }
+
+    /// Takes the first task that is `wanted`.
+    pub fn remove_first(&mut self, list: &mut List, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
+        let mut slot = list.head;
+        while let Some(node) = self.node(slot) {
+            if node.task.as_ref().is_some_and(&mut wanted) {
+                return self.take(list, slot);
+            }
+            slot = node.next;
+        }
+        None
+    }
+}
+
+impl<E: Entity> Default for Nodes<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,169 @@
+//! The real-time class: `SCHED_FIFO` and `SCHED_RR`, priorities 1 to 99, as POSIX describes them.
+//!
+//! Called through [`Policy`] by a run queue. The invariants: the task that is picked has the highest priority; of equals,
+//! the one that has been at its priority longest; and of `SCHED_RR` tasks of one priority none runs longer than a slice
+//! while another waits. In POSIX's words (2.8.4, process scheduling): a preempted task goes to the head of its priority's
+//! list, one that becomes runnable, yields or has used up its slice goes to the tail; a task whose priority is changed goes
+//! to the tail of the new one, and a running one stays running if it still has the highest.
+
+use super::list::{List, Nodes};
+use super::{EnqueueReason, Entity, Policy, PutReason};
+use crate::ids::Nanos;
+use crate::params::number;
+
+/// The slice of `SCHED_RR`. As Linux: `RR_TIMESLICE`, 100 ms. Programs that use it expect that; whoever wants shorter
+/// turns has the fair class.
+pub const RR_SLICE: Nanos = Nanos::from_millis(100);
+
+/// Lists by priority; that of priority 0 is always empty.
+const LEVELS: usize = 100;
+
+/// See the module's text.
+#[derive(Clone, Debug)]
+pub struct Realtime<E> {
+    nodes: Nodes<E>,
+    levels: [List; LEVELS],
+    /// Bit p: somebody waits at priority p.
+    waiting: u128,
+    len: usize,
+    slice: Nanos,
+    /// What of the current task's run is taken off its slice already.
+    charged: Nanos,
+}
+
+impl<E: Entity> Realtime<E> {
+    /// An empty queue with [`RR_SLICE`].
+    pub const fn new() -> Self {
+        Self::with_slice(RR_SLICE)
+    }
+
+    /// An empty queue with another slice for `SCHED_RR`.
+    pub const fn with_slice(slice: Nanos) -> Self {
+        let levels = [List::EMPTY; LEVELS];
+        Self { nodes: Nodes::new(), levels, waiting: 0, len: 0, slice, charged: Nanos::ZERO }
+    }
+
+    /// The highest priority that waits; 0 if none does.
+    #[inline]
+    pub fn highest(&self) -> u8 {
+        self.waiting.checked_ilog2().unwrap_or(0) as u8
+    }
+
+    fn level(&self, e: &E) -> usize {
+        usize::from(e.sched().rt_priority()).min(LEVELS - 1)
+    }
+
+    /// Note that a task has left a level.
+    fn left(&mut self, level: usize, task: Option<E>) -> Option<E> {
+        if task.is_some() {
+            self.len -= 1;
+            if self.levels[level].is_empty() {
+                self.waiting &= !(1 << level);
+            }
+        }
+        task
+    }
+
+    fn charge(&mut self, current: &E, ran: Nanos) {
+        let left = &current.sched().rr_left;
+        left.set((Nanos(left.get()) - (ran - self.charged)).0);
+        self.charged = ran;
+    }
+
+    fn takes_turns(e: &E) -> bool {
+        e.sched().policy_number() == number::RR
+    }
+}
+
+impl<E: Entity> Default for Realtime<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E: Entity> Policy<E> for Realtime<E> {
+    fn enqueue(&mut self, e: E, why: EnqueueReason, _now: Nanos) {
+        let sched = e.sched();
+        let used_up = sched.rr_left.get() == 0;
+        let head = why == EnqueueReason::Preempted && !(used_up && Self::takes_turns(&e));
+        // One that blocked keeps the rest of its slice, as on Linux: sleeping shortly buys no longer turn.
+        if used_up || matches!(why, EnqueueReason::New | EnqueueReason::Yield) {
+            sched.rr_left.set(self.slice.0);
+        }
+        let level = self.level(&e);
+        let list = &mut self.levels[level];
+        if head {
+            self.nodes.push_front(list, e);
+        } else {
+            self.nodes.push_back(list, e);
+        }
+        self.waiting |= 1 << level;
+        self.len += 1;
+    }
+
+    fn dequeue(&mut self, e: &E) -> Option<E> {
+        let level = self.level(e);
+        let task = self.nodes.remove(&mut self.levels[level], e);
+        self.left(level, task)
+    }
+
+    fn pick_next(&mut self, _now: Nanos) -> Option<E> {
+        let level = usize::from(self.highest());
+        self.charged = Nanos::ZERO;
+        let task = self.nodes.pop_front(&mut self.levels[level]);
+        self.left(level, task)
+    }
+
+    fn put_prev(&mut self, prev: &E, ran: Nanos, _why: PutReason) {
+        self.charge(prev, ran);
+    }
+
+    fn adopt(&mut self, e: &E, ran: Nanos, _now: Nanos) {
+        self.charged = ran;
+        e.sched().rr_left.set(self.slice.0);
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Somebody more important waits; or the slice is over, and an equal waits. Without an equal, a new slice begins.
+    fn tick(&mut self, current: &E, ran: Nanos) -> bool {
+        self.charge(current, ran);
+        let level = self.level(current);
+        if usize::from(self.highest()) > level {
+            return true;
+        }
+        if current.sched().rr_left.get() != 0 || !Self::takes_turns(current) {
+            return false;
+        }
+        if self.levels[level].is_empty() {
+            current.sched().rr_left.set(self.slice.0);
+            return false;
+        }
+        true
+    }
+
+    fn wakeup_preempts(&self, current: &E, woken: &E) -> bool {
+        woken.sched().rt_priority() > current.sched().rt_priority()
+    }
+
+    fn slice(&self, current: &E) -> Option<Nanos> {
+        let contended = Self::takes_turns(current) && !self.levels[self.level(current)].is_empty();
+        contended.then(|| self.charged + Nanos(current.sched().rr_left.get()))
+    }
+
+    /// The most important task that is wanted.
+    fn steal(&mut self, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
+        let mut left = self.waiting;
+        while let Some(level) = left.checked_ilog2() {
+            left &= !(1 << level);
+            let level = level as usize;
+            let task = self.nodes.remove_first(&mut self.levels[level], &mut wanted);
+            if task.is_some() {
+                return self.left(level, task);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,369 @@
+//! One CPU's tasks, in classes: what the kernel and the simulator call.
+//!
+//! A [`RunQueue`] holds one [`Policy`] for each class, in strict order: stop, deadline, real-time, and the normal class,
+//! whose policy was chosen at boot ([`PolicyKind`]). It offers what [`policy`](crate::policy) tells, in the same order of
+//! calls and under the CPU's run-queue lock, and beyond that does what concerns all classes: preemption between them, change of a
+//! task's parameters, and each task's [`Accounting`](crate::accounting::Accounting). It measures how long the current
+//! task ran itself, from the times it is told.
+//!
+//! The invariant: [`pick_next`](RunQueue::pick_next) returns a task of the highest class that has one that may run.
+//!
+//! # Changing parameters
+//! A task may be queued, running, asleep, or on its way between two queues when `sched_setattr(2)` comes for it. The changer
+//! 1. lets nobody else change the same task meanwhile,
+//! 2. calls [`SchedEntity::request`](crate::entity::SchedEntity::request),
+//! 3. locks the run queue of [`SchedEntity::queue`](crate::entity::SchedEntity::queue), and looks whether that is still its
+//!    queue; if not, it lets go and takes the other one's. No queue: the task never started, and there is nothing to do,
+//! 4. calls [`apply_params`](RunQueue::apply_params), and requests a reschedule of that CPU if it says so.
+//!
+//! If the task was neither queued nor current there, the change waits in it, and whoever queues it next brings it into
+//! force. Nothing is lost between: either the changer sees the new queue in step 3, or the one who queues it there sees the
+//! request.
+
+use core::fmt;
+use core::str::FromStr;
+
+use crate::entity::{Entity, Rank};
+use crate::ids::{CpuId, Nanos, TaskId};
+use crate::params::SchedParams;
+use crate::policy::realtime::Realtime;
+use crate::policy::round_robin::RoundRobin;
+use crate::policy::stop::Stop;
+use crate::policy::{EnqueueReason, Policy, PutReason};
+
+/// The policies that the normal class can have.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum PolicyKind {
+    /// [`round_robin`](crate::policy::round_robin).
+    #[default]
+    RoundRobin,
+}
+
+impl PolicyKind {
+    /// All of them, in the order that help texts list them.
+    pub const ALL: [Self; 1] = [Self::RoundRobin];
+
+    /// The name that `--policy` takes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "rr",
+        }
+    }
+}
+
+impl fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no [`PolicyKind`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownPolicy;
+
+impl fmt::Display for UnknownPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown scheduling policy; there are")?;
+        PolicyKind::ALL.iter().try_for_each(|kind| write!(f, " {kind}"))
+    }
+}
+
+impl core::error::Error for UnknownPolicy {}
+
+impl FromStr for PolicyKind {
+    type Err = UnknownPolicy;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or(UnknownPolicy)
+    }
+}
+
+/// The normal class. An enum, so that nothing is called through a pointer.
+#[derive(Clone, Debug)]
+enum Normal<E> {
+    RoundRobin(RoundRobin<E>),
+}
+
+/// Calls a method of whichever policy the normal class has.
+macro_rules! normal {
+    ($normal:expr, $policy:ident => $call:expr) => {
+        match $normal {
+            Normal::RoundRobin($policy) => $call,
+        }
+    };
+}
+
+/// Calls a method of the policy of a class.
+macro_rules! in_class {
+    ($queue:expr, $rank:expr, $policy:ident => $call:expr) => {
+        match $rank {
+            Rank::Normal => normal!(&mut $queue.normal, $policy => $call),
+            Rank::Realtime => {
+                let $policy = &mut $queue.realtime;
+                $call
+            }
+            Rank::Deadline | Rank::Stop => {
+                let $policy = &mut $queue.stop;
+                $call
+            }
+        }
+    };
+}
+
+/// As [`in_class`], without changing anything.
+macro_rules! look_in_class {
+    ($queue:expr, $rank:expr, $policy:ident => $call:expr) => {
+        match $rank {
+            Rank::Normal => normal!(&$queue.normal, $policy => $call),
+            Rank::Realtime => {
+                let $policy = &$queue.realtime;
+                $call
+            }
+            Rank::Deadline | Rank::Stop => {
+                let $policy = &$queue.stop;
+                $call
+            }
+        }
+    };
+}
+
+/// What a queue knows of its current task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Current {
+    id: TaskId,
+    since: Nanos,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug)]
+pub struct RunQueue<E> {
+    cpu: CpuId,
+    current: Option<Current>,
+    /// Tasks of the classes above the normal one that are queued, whether they may run now or not: zero is the common case,
+    /// in which nobody looks at those classes.
+    above: u32,
+    stop: Stop<E>,
+    realtime: Realtime<E>,
+    normal: Normal<E>,
+}
+
+impl<E: Entity> RunQueue<E> {
+    /// The empty queue of a CPU.
+    pub const fn new(cpu: CpuId, kind: PolicyKind) -> Self {
+        let normal = match kind {
+            PolicyKind::RoundRobin => Normal::RoundRobin(RoundRobin::new()),
+        };
+        Self { cpu, current: None, above: 0, stop: Stop::new(), realtime: Realtime::new(), normal }
+    }
+
+    /// The CPU that it belongs to.
+    #[inline]
+    pub const fn cpu(&self) -> CpuId {
+        self.cpu
+    }
+
+    /// The policy of the normal class.
+    pub const fn kind(&self) -> PolicyKind {
+        match self.normal {
+            Normal::RoundRobin(_) => PolicyKind::RoundRobin,
+        }
+    }
+
+    /// Adds a runnable task, see [`Policy::enqueue`].
+    #[inline]
+    pub fn enqueue(&mut self, e: E, why: EnqueueReason, now: Nanos) {
+        let sched = e.sched();
+        if !matches!(why, EnqueueReason::Preempted | EnqueueReason::Yield) {
+            if sched.enter_queue(self.cpu) {
+                sched.apply();
+            }
+            sched.note_queued(why == EnqueueReason::New, why == EnqueueReason::Wake, now);
+        }
+        self.insert(e, why, now);
+    }
+
+    #[inline]
+    fn insert(&mut self, e: E, why: EnqueueReason, now: Nanos) {
+        let rank = e.sched().rank();
+        e.sched().placed.set(rank as u8);
+        if rank != Rank::Normal {
+            self.above += 1;
+        }
+        in_class!(self, rank, policy => policy.enqueue(e, why, now));
+    }
+
+    /// Removes a certain task, see [`Policy::dequeue`].
+    pub fn dequeue(&mut self, e: &E) -> Option<E> {
+        let rank = e.sched().placed();
+        let task = in_class!(self, rank, policy => policy.dequeue(e))?;
+        if rank != Rank::Normal {
+            self.above -= 1;
+        }
+        Some(task)
+    }
+
+    /// Takes out the task that is to run now, see [`Policy::pick_next`].
+    #[inline]
+    pub fn pick_next(&mut self, now: Nanos) -> Option<E> {
+        let above = if self.above == 0 { None } else { self.pick_above(now) };
+        let task = match above {
+            None => normal!(&mut self.normal, policy => policy.pick_next(now)),
+            found => found,
+        }?;
+        self.current = Some(Current { id: task.id(), since: now });
+        task.sched().note_picked(self.cpu, now);
+        Some(task)
+    }
+
+    #[cold]
+    fn pick_above(&mut self, now: Nanos) -> Option<E> {
+        let task = self.stop.pick_next(now).or_else(|| self.realtime.pick_next(now))?;
+        self.above -= 1;
+        Some(task)
+    }
+
+    /// How long the current task has run.
+    #[inline]
+    fn ran(&self, now: Nanos) -> Nanos {
+        self.current.map_or(Nanos::ZERO, |current| now - current.since)
+    }
+
+    /// The current task leaves the CPU, see [`Policy::put_prev`].
+    #[inline]
+    pub fn put_prev(&mut self, prev: &E, why: PutReason, now: Nanos) {
+        let ran = self.ran(now);
+        self.current = None;
+        let sched = prev.sched();
+        match why {
+            PutReason::Preempted => sched.accounting().left(now, ran, false),
+            PutReason::Yield | PutReason::Block | PutReason::Exit => sched.accounting().left(now, ran, true),
+            PutReason::Migrate => sched.accounting().put_back(now, ran),
+        }
+        in_class!(self, sched.placed(), policy => policy.put_prev(prev, ran, why));
+    }
+
+    /// Charges the current task; true if it must give way now. See [`Policy::tick`].
+    pub fn tick(&mut self, current: &E, now: Nanos) -> bool {
+        let ran = self.ran(now);
+        let rank = current.sched().placed();
+        let over = in_class!(self, rank, policy => policy.tick(current, ran));
+        over || self.waits_above(rank)
+    }
+
+    /// Does a task wait in a class above `rank` that may run now?
+    fn waits_above(&self, rank: Rank) -> bool {
+        self.above != 0 && self.best_waiting().is_some_and(|best| best < rank)
+    }
+
+    fn best_waiting(&self) -> Option<Rank> {
+        if !self.stop.is_empty() {
+            Some(Rank::Stop)
+        } else if !self.realtime.is_empty() {
+            Some(Rank::Realtime)
+        } else if normal!(&self.normal, policy => policy.is_empty()) {
+            None
+        } else {
+            Some(Rank::Normal)
+        }
+    }
+
+    /// Should `woken`, just enqueued, run instead of `current` at once? After a [`tick`](Self::tick), see
+    /// [`Policy::wakeup_preempts`].
+    #[inline]
+    pub fn wakeup_preempts(&self, current: &E, woken: &E) -> bool {
+        let (running, waiting) = (current.sched().placed(), woken.sched().placed());
+        if running != waiting {
+            return waiting < running;
+        }
+        look_in_class!(self, running, policy => policy.wakeup_preempts(current, woken))
+    }
+
+    /// How long `current` may run, from its pick, before the next [`tick`](Self::tick); `None`: for ever. To be asked
+    /// again after every `enqueue` here, because it depends on who waits.
+    #[inline]
+    pub fn slice(&self, current: &E) -> Option<Nanos> {
+        look_in_class!(self, current.sched().placed(), policy => policy.slice(current))
+    }
+
+    /// When [`event`](Self::event) must be called next. `None`: never, as things are.
+    #[inline]
+    pub fn next_event(&self) -> Option<Nanos> {
+        if self.above == 0 { None } else { self.realtime.next_event() }
+    }
+
+    /// The time that [`next_event`](Self::next_event) told has come. True if this CPU must reschedule: somebody may run
+    /// now that goes before the current task, or there is no current task.
+    pub fn event(&mut self, now: Nanos) -> bool {
+        let _ = now;
+        false
+    }
+
+    /// How many tasks are queued that may run now. The current one isn't queued.
+    #[inline]
+    pub fn len(&self) -> usize {
+        let normal = normal!(&self.normal, policy => policy.len());
+        if self.above == 0 { normal } else { normal + self.stop.len() + self.realtime.len() }
+    }
+
+    /// Is no task queued that may run now?
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The highest real-time priority that is queued; 0 if no real-time task is.
+    #[inline]
+    pub fn highest_realtime(&self) -> u8 {
+        self.realtime.highest()
+    }
+
+    /// Takes out a task that `wanted` accepts, of the highest class that has one: see [`Policy::steal`]. Stop and
+    /// deadline tasks are bound to their CPU and never taken.
+    pub fn steal(&mut self, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
+        if let Some(task) = self.steal_realtime(0, &mut wanted) {
+            return Some(task);
+        }
+        normal!(&mut self.normal, policy => policy.steal(wanted))
+    }
+
+    /// Takes out the most important real-time task above priority `above` that `wanted` accepts: what a CPU pulls that is
+    /// about to run something lower.
+    pub fn steal_realtime(&mut self, above: u8, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
+        if self.above == 0 || self.realtime.highest() <= above {
+            return None;
+        }
+        let task = self.realtime.steal(|e| e.sched().rt_priority() > above && wanted(e))?;
+        self.above -= 1;
+        Some(task)
+    }
+
+    /// Brings into force what [`request`](crate::entity::SchedEntity::request) asked for, if `e` is queued or current
+    /// here; see the module's text. True if this CPU must reschedule.
+    pub fn apply_params(&mut self, e: &E, now: Nanos) -> bool {
+        let sched = e.sched();
+        if !sched.is_pending() {
+            return false;
+        }
+        if self.current.is_some_and(|current| current.id == e.id()) {
+            let ran = self.ran(now);
+            in_class!(self, sched.placed(), policy => policy.put_prev(e, ran, PutReason::Migrate));
+            sched.apply();
+            let rank = sched.rank();
+            sched.placed.set(rank as u8);
+            in_class!(self, rank, policy => policy.adopt(e, ran, now));
+            // Whether it still is the best is for the next pick to say.
+            return !self.is_empty();
+        }
+        let Some(task) = self.dequeue(e) else { return false };
+        sched.apply();
+        self.insert(task, EnqueueReason::Migrate, now);
+        true
+    }
+
+    /// [`request`](crate::entity::SchedEntity::request) and [`apply_params`](Self::apply_params) in one, where nobody else
+    /// can move the task between the two.
+    pub fn change_params(&mut self, e: &E, new: &SchedParams, now: Nanos) -> bool {
+        e.sched().request(new);
+        self.apply_params(e, now)
+    }
+}
