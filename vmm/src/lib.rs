@@ -11,6 +11,7 @@ pub mod console;
 pub mod end;
 pub mod event_loop;
 pub mod guest;
+pub mod guestview;
 pub mod host;
 pub mod launch;
 pub mod logger;

@@ -1,0 +1,154 @@
+//! The guest's CPUs and tasks, read from its memory while it runs.
+//!
+//! The report of a failure, the control socket and `top` ask; [`Reader::snapshot`] answers. The guest's part is described in
+//! `vcpu_sched::taskview` and docs/abi.md. Invariants: nothing here stops or slows the guest; whatever its memory holds,
+//! reading it ends after a bounded amount of work with a list or an error, never with a panic; what is printed from it holds
+//! no control characters.
+
+mod read;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+use vcpu_sched::directory::{Directory, DirectoryError, EntryKind};
+use vcpu_sched::taskview::ViewError;
+use vm_memory::{Bytes, GuestAddress};
+
+pub use self::task::{Cpu, Task, TaskState};
+use crate::memory::Ram;
+
+/// Tasks that a snapshot holds at most; more are counted as left out.
+pub const MAX_TASKS: usize = 1 << 17;
+/// CPUs that a snapshot holds at most.
+pub const MAX_CPUS: usize = 1024;
+/// A list that changes while it is read is read this often at most.
+const TRIES: u32 = 4;
+/// Directory tables that are followed at most.
+const MAX_TABLES: usize = 64;
+
+/// Why there is nothing to see.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GuestViewError {
+    /// The guest has written nothing to the directory port.
+    #[error("the guest shows no tasks: its kernel isn't Taskvisor's own, or hasn't come that far")]
+    NoDirectory,
+    /// A structure lies outside of the guest's memory.
+    #[error("the guest says that its {what} is at {address:#x}, where it has no memory")]
+    Outside {
+        /// What was looked for.
+        what: &'static str,
+        /// Guest-physical address.
+        address: u64,
+    },
+    /// The directory page.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The task view's header.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The directory lists no tasks.
+    #[error("the guest's directory lists no tasks")]
+    NoTasks,
+}
+
+/// How guest time is told from outside: the guest's TSC is the host's plus an offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestClock {
+    /// Frequency in kHz; 0: not known.
+    pub khz: u64,
+    /// Guest's minus host's TSC, modulo 2^64.
+    pub offset: u64,
+}
+
+impl GuestClock {
+    /// The guest's TSC now.
+    pub fn ticks(&self) -> u64 {
+        // SAFETY: every x86-64 CPU has the instruction, and Linux leaves it open to programs.
+        let host = unsafe { core::arch::x86_64::_rdtsc() };
+        host.wrapping_add(self.offset)
+    }
+
+    /// Ticks as nanoseconds.
+    pub fn nanos(&self, ticks: u64) -> u64 {
+        if self.khz == 0 {
+            return 0;
+        }
+        u64::try_from(u128::from(ticks) * 1_000_000 / u128::from(self.khz)).unwrap_or(u64::MAX)
+    }
+}
+
+/// What the guest's CPUs and tasks were at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// CPUs by number.
+    pub cpus: Vec<Cpu>,
+    /// Tasks in the order of the guest's list.
+    pub tasks: Vec<Task>,
+    /// The list changed under every attempt: some tasks may be missing, or have ended meanwhile.
+    pub torn: bool,
+    /// Tasks that exist but aren't in `tasks`.
+    pub left_out: u64,
+}
+
+impl Snapshot {
+    /// What a CPU runs.
+    pub fn current(&self, cpu: u32) -> Option<&Task> {
+        let id = self.cpus.iter().find(|c| c.index == cpu)?.current?;
+        self.tasks.iter().find(|task| task.id == id)
+    }
+}
+
+/// Reads one guest's memory.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    ram: Ram,
+    clock: GuestClock,
+}
+
+impl Reader {
+    /// For this memory and clock.
+    pub fn new(ram: Ram, clock: GuestClock) -> Self {
+        Self { ram, clock }
+    }
+
+    /// All CPUs and tasks. `directory` is the guest-physical address that the guest told, if it has.
+    pub fn snapshot(&self, directory: Option<u64>) -> Result<Snapshot, GuestViewError> {
+        let places = self.places(directory.ok_or(GuestViewError::NoDirectory)?)?;
+        let mut tries = TRIES;
+        loop {
+            tries -= 1;
+            let (snapshot, whole) = self.read(&places)?;
+            if whole || tries == 0 {
+                return Ok(Snapshot { torn: !whole, ..snapshot });
+            }
+        }
+    }
+
+    /// Reads the directory and the tables that it leads to.
+    fn places(&self, directory: u64) -> Result<read::Places, GuestViewError> {
+        let mut page = [0; vcpu_sched::directory::PAGE];
+        self.bytes("directory", directory, &mut page)?;
+        let Directory { header, mut entries } = Directory::parse(&page)?;
+        let (mut places, mut tables, mut next) = (read::Places::new(header.direct_map), 0, 0);
+        while let Some(entry) = entries.get(next).copied() {
+            next += 1;
+            if entry.kind == EntryKind::Cpu as u32 {
+                places.add_cpu(entry.index, entry.address);
+            } else if entry.kind == EntryKind::Tasks as u32 {
+                places.tasks = Some(entry.address);
+            } else if entry.kind == EntryKind::More as u32 && tables < MAX_TABLES {
+                tables += 1;
+                let mut bytes = vec![0; (entry.len as usize).min(vcpu_sched::directory::PAGE)];
+                self.bytes("directory", entry.address, &mut bytes)?;
+                let (more, _) = bytes.as_chunks();
+                entries.extend(more.iter().map(vcpu_sched::directory::Entry::from_bytes));
+            }
+        }
+        Ok(places)
+    }
+
+    fn bytes(&self, what: &'static str, address: u64, to: &mut [u8]) -> Result<(), GuestViewError> {
+        self.ram.read_slice(to, GuestAddress(address)).map_err(|_| GuestViewError::Outside { what, address })
+    }
+}
