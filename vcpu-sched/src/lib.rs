@@ -19,6 +19,7 @@
 //! | [`clock`] | TSC ticks to nanoseconds and back | yes |
 //! | [`timer`] | the queue of armed timers | yes |
 //! | [`events`] | trace records | yes |
+//! | [`checker`] | whether a trace keeps the invariants | no |
 //! | [`directory`] | where a guest keeps what its VMM may read | no |
 //! | [`taskview`] | where in it tasks and CPUs are found | no |
 //!
@@ -37,6 +38,7 @@ extern crate std;
 
 pub mod accounting;
 mod cell;
+pub mod checker;
 pub mod clock;
 pub mod cpu;
 pub mod cpumask;
