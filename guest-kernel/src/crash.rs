@@ -12,6 +12,7 @@ use crate::cpu;
 use crate::log;
 use crate::mm::kernel_map;
 use crate::mm::layout::{cpu_slot, task_slot};
+use crate::trace;
 
 /// Port and kinds of docs/abi.md, "Debug exit value".
 const DEBUG_EXIT_PORT: u16 = 0xf4;
@@ -183,6 +184,7 @@ pub fn kernel_exception(frame: &TrapFrame, cr2: u64) -> ! {
     registers(frame, cr2);
     frame_line(frame.rip);
     backtrace(frame.rbp);
+    trace::print_last(cpu::this());
     debug_exit(Exit::Panic)
 }
 
@@ -194,6 +196,7 @@ pub fn stack_overflow(frame: &TrapFrame, cr2: u64) -> ! {
     registers(frame, cr2);
     frame_line(frame.rip);
     backtrace(frame.rbp);
+    trace::print_last(cpu::this());
     debug_exit(Exit::Panic)
 }
 
@@ -206,5 +209,6 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     }
     who();
     backtrace(instr::frame_pointer());
+    trace::print_last(cpu::this());
     debug_exit(Exit::Panic)
 }

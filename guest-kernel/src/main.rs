@@ -16,6 +16,7 @@ mod boot;
 mod console;
 mod cpu;
 mod crash;
+mod directory;
 #[cfg(feature = "linux")]
 mod linux;
 mod log;
@@ -27,6 +28,7 @@ mod symbols;
 mod sync;
 mod task;
 mod time;
+mod trace;
 
 use sync::BootCell;
 
@@ -82,6 +84,8 @@ extern "C" fn second_stage() -> ! {
         arch::features::features()
     );
     console::init();
+    trace::init();
+    directory::publish();
     #[cfg(feature = "selftest")]
     selftest::start();
     #[cfg(all(feature = "linux", not(feature = "selftest")))]

@@ -35,8 +35,9 @@ pub struct Header {
     pub count: u32,
     /// Virtual address of the direct map: guest-physical 0.
     pub direct_map: u64,
-    /// Zero.
-    pub reserved: u64,
+    /// The publishing CPU's TSC just before it wrote the port; 0 if it doesn't tell. With the host's clock at that exit it
+    /// relates the two clocks.
+    pub tsc: u64,
 }
 
 /// One thing that the guest shows.
@@ -63,7 +64,7 @@ const _: () = assert!(size_of::<Header>() == ENTRY_BYTES && size_of::<Entry>() =
 pub enum EntryKind {
     /// Table of further entries, without header: `len` bytes of them. For guests with more than fit on the page.
     More = 1,
-    /// Trace ring of CPU `index`: a [`RingHeader`] and its records.
+    /// Trace ring of CPU `index`: a [`RingHeader`] and its records. `extra`: the id of the CPU's idle task.
     TraceRing = 2,
     /// What CPU `index` is doing, see `taskview`.
     Cpu = 3,
@@ -89,7 +90,7 @@ impl RingHeader {
     pub const MAGIC_AT: usize = 0;
     /// Offset of the capacity in records, 4 bytes; a power of two from 64 to 2^20.
     pub const CAPACITY: usize = 8;
-    /// Offset of flags, 4 bytes. Bit 0: the host drains (set by the host); otherwise the guest overwrites the oldest.
+    /// Offset of flags, 4 bytes: [`RingHeader::DRAINED`], [`RingHeader::OVERWRITES`].
     pub const FLAGS: usize = 12;
     /// Offset of HEAD, 8 bytes.
     pub const HEAD: usize = 64;
@@ -99,8 +100,11 @@ impl RingHeader {
     pub const TAIL: usize = 128;
     /// Size; offset of the first record.
     pub const BYTES: usize = 192;
-    /// Bit of FLAGS: the host drains this ring.
+    /// Bit of FLAGS, set by the host: it drains this ring, and answers its doorbell.
     pub const DRAINED: u32 = 1;
+    /// Bit of FLAGS, set by the guest before it publishes the ring: it overwrites the oldest records, looks at no TAIL and rings
+    /// no doorbell. Such a ring can only be read once its CPU has stopped: the last records, up to the capacity.
+    pub const OVERWRITES: u32 = 2;
     /// The port to which a guest writes its CPU's number (4 bytes) when its ring is full: the VMM drains before the write
     /// returns.
     pub const DOORBELL: u16 = 0x5c4;
@@ -182,7 +186,7 @@ impl Header {
         out[8..12].copy_from_slice(&self.version.to_le_bytes());
         out[12..16].copy_from_slice(&self.count.to_le_bytes());
         out[16..24].copy_from_slice(&self.direct_map.to_le_bytes());
-        out[24..].copy_from_slice(&self.reserved.to_le_bytes());
+        out[24..].copy_from_slice(&self.tsc.to_le_bytes());
         out
     }
 }
@@ -198,7 +202,7 @@ impl Directory {
             version: u32_at(page, 8),
             count: u32_at(page, 12),
             direct_map: u64_at(page, 16),
-            reserved: u64_at(page, 24),
+            tsc: u64_at(page, 24),
         };
         if header.magic != MAGIC {
             return Err(DirectoryError::Magic(header.magic));
@@ -227,7 +231,7 @@ mod tests {
         page
     }
 
-    const GOOD: Header = Header { magic: MAGIC, version: VERSION, count: 2, direct_map: 1 << 63, reserved: 0 };
+    const GOOD: Header = Header { magic: MAGIC, version: VERSION, count: 2, direct_map: 1 << 63, tsc: 5 };
 
     #[test]
     fn what_was_written_is_read() {

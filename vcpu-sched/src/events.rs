@@ -273,6 +273,27 @@ impl Record {
     }
 }
 
+impl Record {
+    /// A record of a ready task that changes its queue.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub const fn migrate(
+        tsc: u64,
+        task: TaskId,
+        seq: u16,
+        from: CpuId,
+        to: CpuId,
+        why: MigrateReason,
+        queued: u32,
+        kicked: bool,
+    ) -> Self {
+        let flags = if kicked { flag::KICKED } else { 0 };
+        let queued = if queued > 0xffff { 0xffff } else { queued as u64 };
+        let a = from.0 as u64 & 0xffff | (to.0 as u64 & 0xffff) << 16 | (why as u64) << 32 | queued << 40;
+        Self { tsc, task: task.0, seq, kind: Kind::Migrate as u8, flags, a, b: 0 }
+    }
+}
+
 /// One side of a switch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Side {
@@ -425,6 +446,13 @@ mod tests {
         assert_eq!((r.task, r.seq), (7, 65535));
         let expected = Event::Switch { prev_state: 4, preempted: true, prev_class: low, next, queued: 12 };
         assert_eq!(Event::decode(&r), Some(expected));
+    }
+
+    #[test]
+    fn a_migration_decodes_to_what_was_encoded() {
+        let r = Record::migrate(5, TaskId(1), 2, CpuId(1023), CpuId(7), MigrateReason::Push, 70_000, true);
+        let (from, to, why) = (CpuId(1023), CpuId(7), MigrateReason::Push as u8);
+        assert_eq!(Event::decode(&r), Some(Event::Migrate { from, to, why, queued: 0xffff, kicked: true }));
     }
 
     #[test]

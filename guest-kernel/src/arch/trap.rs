@@ -15,6 +15,7 @@ use crate::mm::{fault, shootdown};
 use crate::sched;
 use crate::task::{UserFault, current};
 use crate::time;
+use crate::trace;
 use vcpu_sched::policy::Policy;
 
 const PAGE_FAULT: u64 = 14;
@@ -58,6 +59,7 @@ extern "C" fn trap_from_user(frame: &mut TrapFrame) {
                 system_call(frame);
             } else {
                 instr::sti();
+                trace::fault(addr, frame.rip, frame.error);
                 if let Err(e) = fault::handle(addr, frame.error) {
                     exception(frame, UserFault::Page(addr, e, fault::access_of(frame.error)));
                 }
@@ -147,6 +149,7 @@ fn kernel_page_fault(frame: &mut TrapFrame) {
     };
     if frame.rflags & RFLAGS_IF != 0 {
         instr::sti();
+        trace::fault(addr, frame.rip, frame.error);
         let resolved = fault::handle(addr, frame.error).is_ok();
         instr::cli();
         if resolved {
@@ -185,6 +188,7 @@ fn interrupt(v: u8) {
         }
         vector::IPI_RESCHEDULE => {
             apic::end_of_interrupt();
+            trace::ipi_received(v);
             me.stats.reschedule_ipis.fetch_add(1, Ordering::Relaxed);
             if !me.run_queue.lock().is_empty() {
                 sched::note_competitor(me);
@@ -192,6 +196,7 @@ fn interrupt(v: u8) {
         }
         vector::IPI_SHOOTDOWN => {
             apic::end_of_interrupt();
+            trace::ipi_received(v);
             shootdown::service_pending();
         }
         vector::IPI_STOP => instr::halt_forever(),

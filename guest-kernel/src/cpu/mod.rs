@@ -24,6 +24,7 @@ use crate::sched::RunQueue;
 use crate::sync::{IrqGuard, SpinLock};
 use crate::task::Task;
 use crate::time::timer::CpuTimers;
+use crate::trace::CpuTrace;
 
 /// Most CPUs that this kernel brings up.
 pub const MAX_CPUS: usize = 64;
@@ -94,6 +95,8 @@ pub struct Cpu {
     pub picked_time: AtomicU64,
     /// Counters.
     pub stats: CpuStats,
+    /// Its trace ring.
+    pub trace: CpuTrace,
     /// Takes tasks.
     pub online: AtomicBool,
     frames: UnsafeCell<FrameCache>,
@@ -153,6 +156,7 @@ impl Cpu {
                 shootdown_ipis: AtomicU64::new(0),
                 excursions: AtomicU64::new(0),
             },
+            trace: CpuTrace::new(),
             online: AtomicBool::new(false),
             frames: UnsafeCell::new(FrameCache::new()),
             heap: UnsafeCell::new(HeapCache::new()),

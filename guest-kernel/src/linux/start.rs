@@ -20,6 +20,7 @@ use crate::mm::address_space::AddressSpace;
 use crate::mm::{PhysAddr, fault};
 use crate::sched;
 use crate::task::{self, Spawn, SpawnUser, Task, current};
+use crate::trace;
 use crate::{console, error};
 
 /// docs/abi.md, "Start list".
@@ -43,7 +44,7 @@ pub fn start(archive: (PhysAddr, u64)) {
     fs::init(archive);
     fault::set_out_of_memory_handler(out_of_memory::make_room);
     let (counted, traced) = (stats::init(), strace::init());
-    syscall::OBSERVED.store(counted || traced, Ordering::Relaxed);
+    syscall::OBSERVED.store(counted || traced || trace::on(), Ordering::Relaxed);
     let list = match read_list() {
         Ok(l) => l,
         Err(SyntaxError(line, why)) => {

@@ -13,6 +13,7 @@ use super::{fs, random, stats, strace};
 use crate::arch::trap_entry::TrapFrame;
 use crate::sched;
 use crate::task::{current, work};
+use crate::trace;
 
 /// Calls are traced or counted.
 pub static OBSERVED: AtomicBool = AtomicBool::new(false);
@@ -57,12 +58,22 @@ fn leave_slowly(thread: &Thread, frame: &mut TrapFrame, result: SysResult) {
 #[cold]
 fn observed(thread: &Thread, frame: &mut TrapFrame, nr: u64, args: &[u64; 6]) -> SysResult {
     stats::count(nr);
-    if !strace::on() {
-        return dispatch_apart(thread, frame, nr, args);
+    trace::syscall_enter(nr, args[0]);
+    let result = if strace::on() {
+        let call = strace::enter(thread, nr, args);
+        let result = dispatch_apart(thread, frame, nr, args);
+        strace::leave(call, &result);
+        result
+    } else {
+        dispatch_apart(thread, frame, nr, args)
+    };
+    if trace::on() {
+        let seen = match &result {
+            Ok(v) => *v,
+            Err(e) => (-i64::from(e.0)) as u64,
+        };
+        trace::syscall_exit(nr, seen);
     }
-    let call = strace::enter(thread, nr, args);
-    let result = dispatch_apart(thread, frame, nr, args);
-    strace::leave(call, &result);
     result
 }
 

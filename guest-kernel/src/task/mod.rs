@@ -36,6 +36,7 @@ use crate::mm::frame::OutOfMemory;
 use crate::mm::layout::task_slot;
 use crate::mm::task_block::TaskBlock;
 use crate::sync::{SpinLock, WaitQueue};
+use crate::trace;
 
 /// What an ABI layer does for its tasks. Called on the task itself.
 pub trait UserContext: Send + Sync {
@@ -261,6 +262,7 @@ impl Task {
     /// Renames the task; cut to 16 bytes.
     pub fn set_name(&self, name: &str) {
         self.name.set(name);
+        trace::name(self.id, name);
     }
 
     /// The ABI layer's state.

@@ -10,6 +10,7 @@ use vcpu_sched::ids::TaskId;
 use super::Task;
 use super::listing::{Listing, Slot};
 use crate::sync::SpinLock;
+use crate::trace;
 
 struct Tasks {
     by_id: BTreeMap<u32, (Arc<Task>, Slot)>,
@@ -52,6 +53,7 @@ pub fn insert(task: &Arc<Task>) {
     let mut tasks = TASKS.lock();
     let slot = tasks.listing.insert(Arc::as_ptr(task));
     tasks.by_id.insert(task.id.0, (task.clone(), slot));
+    trace::name(task.id, &task.name());
 }
 
 /// Takes a task off the list.

@@ -15,6 +15,7 @@ use crate::linux::{start, strace};
 use crate::mm::user;
 use crate::sched;
 use crate::task::current;
+use crate::trace;
 
 /// Inherits orphans. Linux: init.
 const INIT: u32 = 1;
@@ -62,6 +63,7 @@ fn leave(thread: &Thread, status: u32) -> ! {
     } else {
         process.thread_gone.wake_all();
     }
+    trace::exit(status);
     sched::exit_current()
 }
 

@@ -1,0 +1,230 @@
+//! The rings themselves (`vcpu_sched::directory::RingHeader`): memory, the writer, and what happens when one is full.
+//!
+//! Only [`super`] writes; boot makes the rings. Invariants: the pointer in [`CpuTrace`] is set before the CPU's tracing starts
+//! and never changes; HEAD is written by the ring's own CPU alone, with interrupts off. NMI and machine check write nothing, so
+//! no reservation is needed. What the host writes (TAIL, FLAGS) can lose records, nothing else: the place of a record is
+//! always masked.
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use vcpu_sched::directory::{Entry, EntryKind, RingHeader};
+use vcpu_sched::events::{Kind, RECORD_BYTES};
+use vcpu_sched::ids::TaskId;
+
+use super::ON;
+use crate::arch::instr;
+use crate::boot::cmdline;
+use crate::cpu::{self, Cpu};
+use crate::directory;
+use crate::mm::frame::{self, OutOfMemory};
+use crate::mm::layout::PAGE_SIZE;
+use crate::sync::IrqGuard;
+use crate::time;
+
+/// Records of a ring when the command line doesn't say (`trace_records`).
+const DEFAULT_RECORDS: u32 = 4096;
+
+/// What a CPU knows of its ring; in its [`Cpu`].
+pub struct CpuTrace {
+    /// The header, through the direct map; null while nothing is traced here.
+    ring: AtomicPtr<u8>,
+    /// Capacity - 1.
+    mask: AtomicU64,
+    /// The HEAD at which there is no room, as far as TAIL was known.
+    limit: AtomicU64,
+}
+
+impl CpuTrace {
+    /// No ring.
+    pub const fn new() -> Self {
+        Self { ring: AtomicPtr::new(core::ptr::null_mut()), mask: AtomicU64::new(0), limit: AtomicU64::new(0) }
+    }
+
+    /// The ring, if there is one.
+    pub(super) fn ring(&self) -> Option<Ring> {
+        // Acquire: pairs with `install`, which has set the mask and written the header before.
+        let base = self.ring.load(Ordering::Acquire);
+        (!base.is_null()).then(|| Ring { base, mask: self.mask.load(Ordering::Relaxed) })
+    }
+}
+
+/// A ring in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Ring {
+    base: *mut u8,
+    mask: u64,
+}
+
+impl Ring {
+    fn word(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: the header is 192 bytes of memory that is a ring for ever, 8-byte aligned, and `at` one of its offsets.
+        unsafe { &*self.base.add(at).cast() }
+    }
+
+    fn flags(&self) -> &AtomicU32 {
+        // SAFETY: as in `word`.
+        unsafe { &*self.base.add(RingHeader::FLAGS).cast() }
+    }
+
+    /// Records written so far.
+    pub(super) fn head(&self) -> u64 {
+        self.word(RingHeader::HEAD).load(Ordering::Relaxed)
+    }
+
+    /// How many of them are still there at most.
+    pub(super) fn capacity(&self) -> u64 {
+        self.mask + 1
+    }
+
+    fn slot(&self, number: u64) -> *mut [u64; 4] {
+        // SAFETY: masked, so inside of the ring's memory.
+        unsafe { self.base.add(RingHeader::BYTES + (number & self.mask) as usize * RECORD_BYTES).cast() }
+    }
+
+    /// Record `number`, torn if its CPU is just writing it.
+    pub(super) fn get(&self, number: u64) -> [u64; 4] {
+        // SAFETY: inside of the ring; any bits are a record.
+        unsafe { self.slot(number).read_volatile() }
+    }
+
+    /// Writes a record behind `head`; there is room.
+    #[inline(always)]
+    fn push(&self, head: u64, record: [u64; 4]) {
+        // SAFETY: inside of the ring, aligned; the host reads it only after HEAD.
+        unsafe { self.slot(head).write(record) };
+        // Release: the record before HEAD.
+        self.word(RingHeader::HEAD).store(head.wrapping_add(1), Ordering::Release);
+    }
+}
+
+/// Writes a record into this CPU's ring: `word` is task, seq, kind and flags as they lie in memory.
+#[inline(never)]
+pub(super) fn put(word: u64, a: u64, b: u64) {
+    let _irq = IrqGuard::new();
+    let cpu = cpu::this();
+    let base = cpu.trace.ring.load(Ordering::Acquire);
+    if base.is_null() {
+        return;
+    }
+    let ring = Ring { base, mask: cpu.trace.mask.load(Ordering::Relaxed) };
+    let head = ring.head();
+    if head == cpu.trace.limit.load(Ordering::Relaxed) && !make_room(cpu, &ring, head) {
+        return;
+    }
+    ring.push(head, [instr::rdtsc(), word, a, b]);
+}
+
+/// The ring is full as far as we know. Has it emptied by the host, or counts the record as lost. Interrupts are off.
+#[cold]
+#[inline(never)]
+fn make_room(cpu: &Cpu, ring: &Ring, head: u64) -> bool {
+    let flags = ring.flags().load(Ordering::Relaxed);
+    if flags & RingHeader::OVERWRITES == 0 {
+        let full = |tail: u64| head.wrapping_sub(tail) >= ring.capacity();
+        // Acquire: the host has read the records before it says so.
+        let mut tail = ring.word(RingHeader::TAIL).load(Ordering::Acquire);
+        if full(tail) && flags & RingHeader::DRAINED != 0 {
+            // SAFETY: the doorbell; DRAINED says that somebody listens.
+            unsafe { instr::outl(RingHeader::DOORBELL, cpu.id.0) };
+            tail = ring.word(RingHeader::TAIL).load(Ordering::Acquire);
+        }
+        if full(tail) {
+            let lost = ring.word(RingHeader::LOST);
+            lost.store(lost.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+            return false;
+        }
+        cpu.trace.limit.store(tail.wrapping_add(ring.capacity()), Ordering::Relaxed);
+    } else {
+        // Nobody waits for anybody: the oldest go.
+        cpu.trace.limit.store(head.wrapping_add(u64::MAX >> 1), Ordering::Relaxed);
+    }
+    true
+}
+
+/// How rings are used, from the command line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Off,
+    /// The last records, for whoever looks.
+    Ring,
+    /// All records, for a host that drains.
+    Drain,
+}
+
+fn mode() -> Mode {
+    match cmdline::get("trace") {
+        None | Some("off") => Mode::Off,
+        Some("ring") => Mode::Ring,
+        Some("drain") => Mode::Drain,
+        Some(other) => {
+            crate::warn!("trace={other}: off, ring or drain");
+            Mode::Off
+        }
+    }
+}
+
+fn records() -> u32 {
+    let Some(text) = cmdline::get("trace_records") else { return DEFAULT_RECORDS };
+    match text.parse::<u32>() {
+        Ok(n) if n.is_power_of_two() && RingHeader::CAPACITIES.contains(&n) => n,
+        _ => {
+            let (least, most) = (RingHeader::CAPACITIES.start(), RingHeader::CAPACITIES.end());
+            crate::warn!("trace_records={text}: a power of two from {least} to {most}");
+            DEFAULT_RECORDS
+        }
+    }
+}
+
+/// Makes the rings that the command line asks for, and lists them in the directory. Boot CPU, once all CPUs are up and before
+/// any other task runs.
+pub fn init() {
+    let mode = mode();
+    if mode == Mode::Off {
+        return;
+    }
+    let records = records();
+    for cpu in cpu::all() {
+        if install(cpu, records, mode).is_err() {
+            crate::error!("no memory for the trace ring of CPU {}", cpu.id.0);
+            return;
+        }
+    }
+    // Relaxed: see `ON`.
+    ON.store(true, Ordering::Relaxed);
+}
+
+/// Gives a CPU its ring, with the records that each ring begins with.
+fn install(cpu: &'static Cpu, records: u32, mode: Mode) -> Result<(), OutOfMemory> {
+    let bytes = RingHeader::BYTES as u64 + u64::from(records) * RECORD_BYTES as u64;
+    // Frames are lent in powers of two; those behind the records are never touched, so they cost the host nothing.
+    let order = bytes.div_ceil(PAGE_SIZE).next_power_of_two().trailing_zeros() as usize;
+    let memory = frame::alloc_block(order, false)?;
+    let ring = Ring { base: memory.as_ptr(), mask: u64::from(records) - 1 };
+    for at in (0..RingHeader::BYTES).step_by(8) {
+        ring.word(at).store(0, Ordering::Relaxed);
+    }
+    ring.word(RingHeader::MAGIC_AT).store(RingHeader::MAGIC, Ordering::Relaxed);
+    let flags = if mode == Mode::Ring { RingHeader::OVERWRITES } else { 0 };
+    ring.word(RingHeader::CAPACITY).store(u64::from(records) | u64::from(flags) << 32, Ordering::Relaxed);
+
+    let tsc = instr::rdtsc();
+    let head = |kind: Kind, task: TaskId, flags: u8| u64::from(task.0) | (kind as u64) << 48 | u64::from(flags) << 56;
+    // SAFETY: set at bring-up; idle tasks live for ever.
+    let idle = unsafe { &*cpu.idle.load(Ordering::Acquire) };
+    let [name_a, name_b] = super::name_words(&idle.name());
+    ring.push(0, [tsc, head(Kind::Clock, TaskId(0), 0), time::at_tsc(tsc).0, u64::from(time::tsc_khz().0)]);
+    ring.push(1, [tsc, head(Kind::Name, idle.id, 0), name_a, name_b]);
+    ring.push(2, [tsc, head(Kind::Online, idle.id, 1), 0, 0]);
+    cpu.trace.mask.store(ring.mask, Ordering::Relaxed);
+    cpu.trace.limit.store(u64::from(records), Ordering::Relaxed);
+    // Release: whoever finds the ring finds it ready.
+    cpu.trace.ring.store(ring.base, Ordering::Release);
+    directory::add(Entry {
+        kind: EntryKind::TraceRing as u32,
+        index: cpu.id.0,
+        address: memory.0,
+        len: bytes,
+        extra: u64::from(idle.id.0),
+    });
+    Ok(())
+}
