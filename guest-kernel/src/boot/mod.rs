@@ -9,7 +9,7 @@ pub mod entry;
 use alloc::vec::Vec;
 
 use crate::mm::layout::PAGE_SIZE;
-use crate::mm::{PhysAddr, frame, kernel_map, page_down, page_up};
+use crate::mm::{PhysAddr, frame, heap, kernel_map, page_down, page_up};
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
 const START_MAGIC: u32 = 0x336e_c578;
@@ -117,7 +117,8 @@ pub fn init_memory(start_info: u64) -> BootInfo {
     };
     // The metadata goes to the first free place below 4 GiB that holds it.
     let frames = (ram_end / PAGE_SIZE) as u32;
-    let meta_bytes = frame::metadata_pages(frames) * PAGE_SIZE;
+    let frame_bytes = frame::metadata_pages(frames) * PAGE_SIZE;
+    let meta_bytes = frame_bytes + heap::metadata_pages(frames) * PAGE_SIZE;
     let mut meta = None;
     for (start, end) in ram() {
         free_parts(start, end.min(4 << 30), &mut |s, e| {
@@ -127,8 +128,11 @@ pub fn init_memory(start_info: u64) -> BootInfo {
         });
     }
     let Some(meta) = meta else { panic!("not enough memory: {} KiB for frame metadata don't fit", meta_bytes / 1024) };
-    // SAFETY: a free range of RAM, fresh and so zero, below 4 GiB.
-    unsafe { frame::init(PhysAddr(meta).as_ptr(), frames) };
+    // SAFETY: parts of a free range of RAM, fresh and so zero, below 4 GiB.
+    unsafe {
+        frame::init(PhysAddr(meta).as_ptr(), frames);
+        heap::init(PhysAddr(meta + frame_bytes).as_ptr(), frames);
+    }
     for (start, end) in ram() {
         free_parts(start, end, &mut |s, e| {
             // RAM above 4 GiB waits until the direct map reaches it.

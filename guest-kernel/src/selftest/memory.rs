@@ -9,7 +9,7 @@ use crate::cpu;
 use crate::mm::address_space::{Access, AddressSpace, FaultError, MapError};
 use crate::mm::layout::PAGE_SIZE;
 use crate::mm::vma::{Backing, Prot};
-use crate::mm::{frame, user};
+use crate::mm::{frame, heap, user};
 use crate::sched;
 use crate::task::current;
 
@@ -19,6 +19,7 @@ pub(super) const TESTS: &[Test] = tests![
     blocks_are_aligned_and_merge,
     heap_objects_are_aligned_and_apart,
     heap_objects_freed_on_another_cpu,
+    heap_pages_come_back,
     kernel_image_is_write_xor_execute,
     map_fault_and_unmap,
     rights_are_kept,
@@ -118,6 +119,40 @@ fn heap_objects_freed_on_another_cpu() -> TestResult {
         let t = spawn_on(round + 1, "free", free, Box::into_raw(Box::new(list)) as usize)?;
         join(&t);
     }
+    Ok(())
+}
+
+/// 32 MiB of small objects, freed in an order that empties each page only at the very end: all frames come back but what the
+/// bounded per-CPU lists hold.
+fn heap_pages_come_back() -> TestResult {
+    struct Node<const WORDS: usize> {
+        next: Option<Box<Self>>,
+        content: [usize; WORDS],
+    }
+    fn fill_and_empty<const WORDS: usize>(bytes: usize) -> TestResult {
+        let size = size_of::<Node<WORDS>>();
+        let mut lists = [None, None, None];
+        for i in 0..bytes / size {
+            let list = &mut lists[i % 3];
+            *list = Some(Box::new(Node { next: list.take(), content: [i; WORDS] }));
+        }
+        for mut list in lists {
+            while let Some(mut node) = list {
+                check!(node.content[0] == node.content[WORDS - 1], "object {} of {size} bytes", node.content[0]);
+                list = node.next.take();
+            }
+        }
+        Ok(())
+    }
+    let before = frame::usage().0;
+    fill_and_empty::<7>(1 << 20)?;
+    fill_and_empty::<31>(3 << 20)?;
+    fill_and_empty::<127>(10 << 20)?;
+    fill_and_empty::<255>(18 << 20)?;
+    let after = frame::usage().0;
+    // Each object on a CPU's list may hold a page.
+    let held = heap::most_listed(&[64, 256, 1024, 2048]) * cpu::count();
+    check!(after + held >= before, "{before} frames free before, {after} after, {held} held at most");
     Ok(())
 }
 
