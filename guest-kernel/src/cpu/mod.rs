@@ -57,7 +57,8 @@ pub struct Cpu {
     excursion_cr3: u64,
     /// The running task; never null once tasks run. The scheduler owns a reference for it.
     pub current: AtomicPtr<Task>,
-    /// Set when the running task should give way; looked at on the way out of the kernel and of interrupts.
+    /// Set when the running task should give way; looked at on the way out of the kernel and of interrupts. Set by other CPUs,
+    /// and cleared, with the run queue locked: see `sched::switch`.
     pub need_resched: AtomicBool,
     /// Index in the CPU table.
     pub id: CpuId,
@@ -87,6 +88,11 @@ pub struct Cpu {
     pub ring3_list: AtomicU64,
     /// Task that has just left this CPU, to be let go of by its successor.
     pub leaving: AtomicPtr<Task>,
+    /// It wants to run elsewhere. Own CPU, interrupts off.
+    pub forward: AtomicBool,
+    /// The task that was picked last; null: the idle task. Written with the run queue locked, so that who holds that lock knows
+    /// whether a task is queued here, runs here (or is about to), or neither; `current` follows a moment later.
+    pub chosen: AtomicPtr<Task>,
     /// Top-level entry for the per-CPU slot.
     pub slot_entry: AtomicU64,
     /// Time at which the current task was picked, in TSC ticks.
@@ -144,6 +150,8 @@ impl Cpu {
             ring3_root: AtomicU64::new(0),
             ring3_list: AtomicU64::new(0),
             leaving: AtomicPtr::new(core::ptr::null_mut()),
+            forward: AtomicBool::new(false),
+            chosen: AtomicPtr::new(core::ptr::null_mut()),
             slot_entry: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),
             picked_time: AtomicU64::new(0),

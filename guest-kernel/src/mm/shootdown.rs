@@ -136,6 +136,11 @@ pub fn service_pending() {
 /// To be called at switch-in, before CR3 is loaded, with interrupts off: publishes what this CPU is about to hold.
 #[inline(always)]
 pub fn enter_space(me: &cpu::Cpu, space: *const AddressSpace) {
+    // Published already, by the last task of the same process: an initiator sees us. That `flushed` stays behind although CR3
+    // is about to be loaded costs at most a flush too many.
+    if core::ptr::eq(me.loaded_space.load(Ordering::Relaxed), space) {
+        return;
+    }
     me.loaded_space.store(space.cast_mut(), Ordering::SeqCst);
     if !space.is_null() {
         // SAFETY: the task about to run keeps its space alive.

@@ -66,6 +66,17 @@ impl<T: ?Sized> SpinLock<T> {
         SpinLockGuard { lock: self, _irq: irq }
     }
 
+    /// As [`SpinLock::lock`], for code that has interrupts off already and keeps them so: the hot paths of the scheduler.
+    #[inline(always)]
+    pub fn lock_irqs_off(&self) -> SpinLockGuard<'_, T, ()> {
+        debug_assert!(!instr::interrupts_enabled());
+        // Acquire: as in `lock`.
+        if self.locked.swap(true, Ordering::Acquire) {
+            self.contended();
+        }
+        SpinLockGuard { lock: self, _irq: () }
+    }
+
     #[cold]
     fn contended(&self) {
         loop {
@@ -88,14 +99,14 @@ impl<T: ?Sized> SpinLock<T> {
     }
 }
 
-/// Access to a [`SpinLock`]'s value; releases on drop.
-pub struct SpinLockGuard<'a, T: ?Sized> {
+/// Access to a [`SpinLock`]'s value; releases on drop. `I` is `()` where the caller keeps interrupts off by itself.
+pub struct SpinLockGuard<'a, T: ?Sized, I = IrqGuard> {
     lock: &'a SpinLock<T>,
     // Declared after `lock` is released in Drop::drop: fields drop after it, so interrupts come back last.
-    _irq: IrqGuard,
+    _irq: I,
 }
 
-impl<T: ?Sized> Deref for SpinLockGuard<'_, T> {
+impl<T: ?Sized, I> Deref for SpinLockGuard<'_, T, I> {
     type Target = T;
     #[inline(always)]
     fn deref(&self) -> &T {
@@ -104,7 +115,7 @@ impl<T: ?Sized> Deref for SpinLockGuard<'_, T> {
     }
 }
 
-impl<T: ?Sized> DerefMut for SpinLockGuard<'_, T> {
+impl<T: ?Sized, I> DerefMut for SpinLockGuard<'_, T, I> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: this guard holds the lock, and is borrowed mutably.
@@ -112,7 +123,7 @@ impl<T: ?Sized> DerefMut for SpinLockGuard<'_, T> {
     }
 }
 
-impl<T: ?Sized> Drop for SpinLockGuard<'_, T> {
+impl<T: ?Sized, I> Drop for SpinLockGuard<'_, T, I> {
     #[inline(always)]
     fn drop(&mut self) {
         // Release: what we wrote is visible to the next holder.

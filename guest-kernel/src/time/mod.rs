@@ -20,6 +20,13 @@ struct Clock {
     boot_tsc: u64,
 }
 
+/// The scheduler's clock: see [`at_tsc`]. Apart from [`CLOCK`], so that reading it is three loads and a multiplication.
+static BOOT_TSC: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds per tick times `2^FAST_SHIFT`; 0 before the clock is there, so that time stands still.
+static FAST_FACTOR: AtomicU64 = AtomicU64::new(0);
+/// Factors below 2^4 ns a tick (62.5 MHz and more) fit 64 bits, and 2^60 ticks (8 years at 4 GHz) fit before the multiplication.
+const FAST_SHIFT: u32 = 60;
+
 static CLOCK: BootCell<Clock> = BootCell::new();
 /// Frequency of the local APIC timer.
 static APIC_KHZ: AtomicU64 = AtomicU64::new(0);
@@ -58,7 +65,12 @@ pub fn init(cmdline_tsc_khz: Option<u32>) {
     APIC_KHZ.store(apic_khz, Ordering::Relaxed);
     let khz = Khz(tsc_khz.clamp(1, u64::from(u32::MAX)) as u32);
     if let Some(scale) = TscScale::from_khz(khz) {
-        CLOCK.set(Clock { scale, khz, boot_tsc: rdtsc() });
+        let boot_tsc = rdtsc();
+        CLOCK.set(Clock { scale, khz, boot_tsc });
+        let factor = (1_000_000_u128 << FAST_SHIFT) / u128::from(khz.0);
+        // Relaxed: the boot CPU alone; others start later.
+        FAST_FACTOR.store(u64::try_from(factor).unwrap_or(u64::MAX), Ordering::Relaxed);
+        BOOT_TSC.store(boot_tsc, Ordering::Relaxed);
     }
     crate::info!("TSC {} kHz by {source}, APIC timer {apic_khz} kHz", khz.0);
 }
@@ -69,10 +81,12 @@ pub fn now() -> Nanos {
     CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(rdtsc().wrapping_sub(c.boot_tsc)))
 }
 
-/// Monotonic time at a TSC reading of this machine.
-#[inline]
+/// Monotonic time at a TSC reading of this machine, for the scheduler: never more than two nanoseconds from what [`now`] would
+/// have said, in five instructions.
+#[inline(always)]
 pub fn at_tsc(tsc: u64) -> Nanos {
-    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(tsc.wrapping_sub(c.boot_tsc)))
+    let ticks = tsc.wrapping_sub(BOOT_TSC.load(Ordering::Relaxed)) << (64 - FAST_SHIFT);
+    Nanos(((u128::from(ticks) * u128::from(FAST_FACTOR.load(Ordering::Relaxed))) >> 64) as u64)
 }
 
 /// TSC reading at which the monotonic clock shows `at`.

@@ -114,7 +114,7 @@ pub fn interrupt(me: &Cpu) {
         }
     }
     if slice_end != u64::MAX {
-        sched::slice_tick(me, instr::rdtsc());
+        sched::slice_over(me, instr::rdtsc());
     }
     let next = timers.queue.lock().next_deadline();
     if let Some(next) = next {
