@@ -50,6 +50,8 @@ pub mod params;
 pub mod placement;
 pub mod policy;
 pub mod runqueue;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod sync;
 pub mod task;
 pub mod taskview;
