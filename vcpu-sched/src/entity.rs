@@ -111,12 +111,10 @@ pub(crate) struct FairState {
 /// Figures of the deadline class.
 #[derive(Debug)]
 pub(crate) struct DeadlineState {
-    /// What is left of this period's budget.
-    pub(crate) budget: U64Cell,
-    /// The end of this period's promise.
+    /// What is left of this period's budget; below zero: overdrawn.
+    pub(crate) budget: I64Cell,
+    /// By when the budget is promised; 0: no promise was made yet.
     pub(crate) deadline: U64Cell,
-    /// 1: waits for its next period.
-    pub(crate) throttled: U8Cell,
     /// The CPU whose budget pays for it, plus one; 0: none.
     pub(crate) home: U32Cell,
 }
@@ -200,7 +198,6 @@ impl SchedEntity {
         self.prio.set(params.tag().prio);
         self.fair.reweight(derived.weight);
         self.fair.virtual_slice.set(derived.virtual_slice);
-        self.deadline.throttled.set(0);
         self.deadline.deadline.set(0);
     }
 
@@ -240,6 +237,15 @@ impl SchedEntity {
         [Nanos(self.params.dl[0].get()), Nanos(self.params.dl[1].get()), Nanos(self.params.dl[2].get())]
     }
 
+    /// The slice that it asks for as a fair task.
+    #[inline]
+    pub fn slice(&self) -> Nanos {
+        match self.params.slice.get() {
+            0 => weight::DEFAULT_SLICE,
+            slice => Nanos(slice),
+        }
+    }
+
     /// Its weight in the fair class: 1024 for nice 0.
     #[inline]
     pub fn weight(&self) -> u32 {
@@ -273,7 +279,7 @@ impl SchedEntity {
         self.deadline.home.get().checked_sub(1).map(CpuId)
     }
 
-    /// Notes whose budget pays for it.
+    /// Notes whose budget pays for it, when [`deadline::choose_cpu`](crate::policy::deadline::choose_cpu) has chosen.
     #[inline]
     pub fn set_home(&self, home: Option<CpuId>) {
         self.deadline.home.set(home.map_or(0, |cpu| cpu.0 + 1));
@@ -348,9 +354,8 @@ impl FairState {
 impl DeadlineState {
     const fn new() -> Self {
         Self {
-            budget: U64Cell::new(0),
+            budget: I64Cell::new(0),
             deadline: U64Cell::new(0),
-            throttled: U8Cell::new(0),
             home: U32Cell::new(0),
         }
     }

@@ -26,6 +26,9 @@ use core::str::FromStr;
 use crate::entity::{Entity, Rank};
 use crate::ids::{CpuId, Nanos, TaskId};
 use crate::params::SchedParams;
+use crate::policy::deadline::Deadline;
+use crate::policy::fair::Fair;
+use crate::policy::ordered::{Measure, Ordered};
 use crate::policy::realtime::Realtime;
 use crate::policy::round_robin::RoundRobin;
 use crate::policy::stop::Stop;
@@ -34,19 +37,28 @@ use crate::policy::{EnqueueReason, Policy, PutReason};
 /// The policies that the normal class can have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum PolicyKind {
-    /// [`round_robin`](crate::policy::round_robin).
+    /// [`fair`](crate::policy::fair).
     #[default]
+    Fair,
+    /// [`round_robin`](crate::policy::round_robin).
     RoundRobin,
+    /// [`ordered`](crate::policy::ordered) by the times that a task was scheduled.
+    Count,
+    /// [`ordered`](crate::policy::ordered) by the CPU time that a task used.
+    Runtime,
 }
 
 impl PolicyKind {
     /// All of them, in the order that help texts list them.
-    pub const ALL: [Self; 1] = [Self::RoundRobin];
+    pub const ALL: [Self; 4] = [Self::Fair, Self::RoundRobin, Self::Count, Self::Runtime];
 
     /// The name that `--policy` takes.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Fair => "fair",
             Self::RoundRobin => "rr",
+            Self::Count => "count",
+            Self::Runtime => "runtime",
         }
     }
 }
@@ -81,14 +93,18 @@ impl FromStr for PolicyKind {
 /// The normal class. An enum, so that nothing is called through a pointer.
 #[derive(Clone, Debug)]
 enum Normal<E> {
+    Fair(Fair<E>),
     RoundRobin(RoundRobin<E>),
+    Ordered(Ordered<E>),
 }
 
 /// Calls a method of whichever policy the normal class has.
 macro_rules! normal {
     ($normal:expr, $policy:ident => $call:expr) => {
         match $normal {
+            Normal::Fair($policy) => $call,
             Normal::RoundRobin($policy) => $call,
+            Normal::Ordered($policy) => $call,
         }
     };
 }
@@ -102,7 +118,11 @@ macro_rules! in_class {
                 let $policy = &mut $queue.realtime;
                 $call
             }
-            Rank::Deadline | Rank::Stop => {
+            Rank::Deadline => {
+                let $policy = &mut $queue.deadline;
+                $call
+            }
+            Rank::Stop => {
                 let $policy = &mut $queue.stop;
                 $call
             }
@@ -119,7 +139,11 @@ macro_rules! look_in_class {
                 let $policy = &$queue.realtime;
                 $call
             }
-            Rank::Deadline | Rank::Stop => {
+            Rank::Deadline => {
+                let $policy = &$queue.deadline;
+                $call
+            }
+            Rank::Stop => {
                 let $policy = &$queue.stop;
                 $call
             }
@@ -143,6 +167,7 @@ pub struct RunQueue<E> {
     /// in which nobody looks at those classes.
     above: u32,
     stop: Stop<E>,
+    deadline: Deadline<E>,
     realtime: Realtime<E>,
     normal: Normal<E>,
 }
@@ -151,9 +176,20 @@ impl<E: Entity> RunQueue<E> {
     /// The empty queue of a CPU.
     pub const fn new(cpu: CpuId, kind: PolicyKind) -> Self {
         let normal = match kind {
+            PolicyKind::Fair => Normal::Fair(Fair::new(cpu)),
             PolicyKind::RoundRobin => Normal::RoundRobin(RoundRobin::new()),
+            PolicyKind::Count => Normal::Ordered(Ordered::new(Measure::Count)),
+            PolicyKind::Runtime => Normal::Ordered(Ordered::new(Measure::Runtime)),
         };
-        Self { cpu, current: None, above: 0, stop: Stop::new(), realtime: Realtime::new(), normal }
+        Self {
+            cpu,
+            current: None,
+            above: 0,
+            stop: Stop::new(),
+            deadline: Deadline::new(),
+            realtime: Realtime::new(),
+            normal,
+        }
     }
 
     /// The CPU that it belongs to.
@@ -164,8 +200,13 @@ impl<E: Entity> RunQueue<E> {
 
     /// The policy of the normal class.
     pub const fn kind(&self) -> PolicyKind {
-        match self.normal {
+        match &self.normal {
+            Normal::Fair(_) => PolicyKind::Fair,
             Normal::RoundRobin(_) => PolicyKind::RoundRobin,
+            Normal::Ordered(ordered) => match ordered.measure() {
+                Measure::Count => PolicyKind::Count,
+                Measure::Runtime => PolicyKind::Runtime,
+            },
         }
     }
 
@@ -217,7 +258,10 @@ impl<E: Entity> RunQueue<E> {
 
     #[cold]
     fn pick_above(&mut self, now: Nanos) -> Option<E> {
-        let task = self.stop.pick_next(now).or_else(|| self.realtime.pick_next(now))?;
+        let task = match self.stop.pick_next(now) {
+            None => self.deadline.pick_next(now).or_else(|| self.realtime.pick_next(now)),
+            found => found,
+        }?;
         self.above -= 1;
         Some(task)
     }
@@ -258,6 +302,8 @@ impl<E: Entity> RunQueue<E> {
     fn best_waiting(&self) -> Option<Rank> {
         if !self.stop.is_empty() {
             Some(Rank::Stop)
+        } else if !self.deadline.is_empty() {
+            Some(Rank::Deadline)
         } else if !self.realtime.is_empty() {
             Some(Rank::Realtime)
         } else if normal!(&self.normal, policy => policy.is_empty()) {
@@ -288,21 +334,20 @@ impl<E: Entity> RunQueue<E> {
     /// When [`event`](Self::event) must be called next. `None`: never, as things are.
     #[inline]
     pub fn next_event(&self) -> Option<Nanos> {
-        if self.above == 0 { None } else { self.realtime.next_event() }
+        if self.above == 0 { None } else { self.deadline.next_event() }
     }
 
     /// The time that [`next_event`](Self::next_event) told has come. True if this CPU must reschedule: somebody may run
     /// now that goes before the current task, or there is no current task.
     pub fn event(&mut self, now: Nanos) -> bool {
-        let _ = now;
-        false
+        self.deadline.event(now)
     }
 
     /// How many tasks are queued that may run now. The current one isn't queued.
     #[inline]
     pub fn len(&self) -> usize {
         let normal = normal!(&self.normal, policy => policy.len());
-        if self.above == 0 { normal } else { normal + self.stop.len() + self.realtime.len() }
+        if self.above == 0 { normal } else { normal + self.stop.len() + self.deadline.len() + self.realtime.len() }
     }
 
     /// Is no task queued that may run now?

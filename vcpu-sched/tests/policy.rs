@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use vcpu_sched::ids::Nanos;
+use vcpu_sched::ids::{CpuId, Nanos};
+use vcpu_sched::policy::fair::Fair;
+use vcpu_sched::policy::ordered::{Measure, Ordered};
+use vcpu_sched::policy::realtime::Realtime;
 use vcpu_sched::policy::round_robin::{DEFAULT_SLICE, RoundRobin};
 use vcpu_sched::policy::{EnqueueReason, Policy, PutReason};
 
@@ -116,6 +119,26 @@ proptest! {
     #[test]
     fn round_robin_keeps_the_contract(ops in ops()) {
         keeps_the_contract(&mut RoundRobin::new(), ops)?;
+    }
+
+    #[test]
+    fn fair_keeps_the_contract(ops in ops()) {
+        keeps_the_contract(&mut Fair::new(CpuId(0)), ops)?;
+    }
+
+    #[test]
+    fn count_keeps_the_contract(ops in ops()) {
+        keeps_the_contract(&mut Ordered::new(Measure::Count), ops)?;
+    }
+
+    #[test]
+    fn runtime_keeps_the_contract(ops in ops()) {
+        keeps_the_contract(&mut Ordered::new(Measure::Runtime), ops)?;
+    }
+
+    #[test]
+    fn realtime_keeps_the_contract(ops in ops()) {
+        keeps_the_contract(&mut Realtime::new(), ops)?;
     }
 }
 

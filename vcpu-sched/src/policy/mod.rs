@@ -49,8 +49,11 @@
 //! in two queues, nor in a queue while it is current; one that is on its way out of its CPU (`on_cpu`, see
 //! [`task::state`](crate::task::state)) may be in that CPU's own queue, which is why thieves must leave it alone.
 
+pub mod deadline;
 pub mod fair;
+mod heap;
 pub mod list;
+pub mod ordered;
 pub mod realtime;
 pub mod round_robin;
 pub mod stop;

@@ -1,3 +1,351 @@
-//! The fair class.
+//! The fair class: EEVDF, earliest eligible virtual deadline first. Called through [`Policy`] by a run queue.
+//!
+//! The algorithm is Stoica and Abdel-Wahab's (1995), as Linux has it since 6.6 (kernel/sched/fair.c). A task's *virtual
+//! runtime* is the time it ran, scaled by its weight; the weighted average of all is where an ideally fair CPU would be. What
+//! a task is behind the average is its *lag*; a task with lag is *eligible*. Each asks for slices; the *virtual deadline* of
+//! a request is where its virtual runtime will be when the slice is used up. Of the eligible tasks the one with the earliest
+//! deadline runs, so that a shorter slice buys earlier service but not more of it. What is as in Linux:
+//! - the current task counts in the average, and runs until its request is fulfilled (run to parity). A woken task preempts it
+//!   earlier only if the current one has had its share already, or has a longer slice and a later deadline;
+//! - lag is kept over a sleep and over a move, both signs, up to two slices;
+//! - a task that blocks with negative lag leaves a *ghost* (Linux: delayed dequeue) that counts in the average until that has
+//!   caught up with it. If the task wakes here before, it goes on where it was; after, its debt is paid;
+//! - a new task's first request is half a slice long;
+//! - a yield gives up the rest of the request;
+//! - `SCHED_IDLE` is preempted by every other; `SCHED_BATCH` preempts nobody but that.
+//!
+//! The invariants: the sum of the members' lags is zero, up to rounding (members: queued tasks, ghosts, and the current task
+//! between its `pick_next` and the `put_prev` that ends its being runnable); and the task that is picked is an eligible one.
+//!
+//! Tasks lie in two heaps: those that were eligible when last looked at, by deadline, and the others, by virtual runtime.
+//! The average mostly rises, so tasks go over from the second to the first; where it fell, the first one's top is found out
+//! when it is to be picked. Each move is one heap operation, so everything is O(log n).
 
+mod average;
+mod ghosts;
 pub mod weight;
+
+use average::Average;
+use ghosts::{GhostId, Ghosts};
+
+use super::heap::{Heap, before};
+use super::{EnqueueReason, Entity, Policy, PutReason};
+use crate::entity::FairState;
+use crate::ids::{CpuId, Nanos};
+use crate::params::number;
+
+pub use weight::DEFAULT_SLICE;
+
+/// Marks of the two heaps in a task's slot.
+const ELIGIBLE: u32 = 0;
+const WAITING: u32 = 1 << 31;
+
+/// See the module's text.
+#[derive(Clone, Debug)]
+pub struct Fair<E> {
+    average: Average,
+    /// By deadline.
+    eligible: Heap<E, ELIGIBLE>,
+    /// By virtual runtime.
+    waiting: Heap<E, WAITING>,
+    ghosts: Ghosts,
+    /// Tells this queue's ghosts from those of others: CPU plus one.
+    mark: u32,
+    /// What of the current task's run it has been charged.
+    charged: u64,
+    /// The current task has fulfilled a request since it was picked.
+    fulfilled: bool,
+}
+
+impl<E: Entity> Fair<E> {
+    /// The empty queue of a CPU.
+    pub const fn new(cpu: CpuId) -> Self {
+        Self {
+            average: Average::new(),
+            eligible: Heap::new(),
+            waiting: Heap::new(),
+            ghosts: Ghosts::new(),
+            mark: cpu.0 + 1,
+            charged: 0,
+            fulfilled: false,
+        }
+    }
+
+    /// How far behind (positive) or ahead of its share a queued or running task is, in its virtual time. For reports.
+    pub fn lag(&self, e: &E) -> i64 {
+        self.average.value().wrapping_sub(e.sched().fair.vruntime.get()) as i64
+    }
+
+    #[inline(always)]
+    fn is_eligible(&self, e: &E) -> bool {
+        self.average.reaches(e.sched().fair.vruntime.get())
+    }
+
+    /// Puts a member into the heap that it belongs to.
+    #[inline(always)]
+    fn link(&mut self, e: E) {
+        let fair = &e.sched().fair;
+        let (vruntime, deadline) = (fair.vruntime.get(), fair.deadline.get());
+        if self.average.reaches(vruntime) {
+            self.eligible.push(deadline, e);
+        } else {
+            self.waiting.push(vruntime, e);
+        }
+    }
+
+    /// Takes those to the eligible ones that have become so.
+    #[inline(always)]
+    fn promote(&mut self) {
+        while self.waiting.first().is_some_and(|e| self.is_eligible(e)) {
+            if let Some(e) = self.waiting.pop() {
+                let deadline = e.sched().fair.deadline.get();
+                self.eligible.push(deadline, e);
+            }
+        }
+    }
+
+    /// Brings the current task's virtual runtime up to date.
+    #[inline(always)]
+    fn charge(&mut self, current: &E, ran: Nanos) {
+        let fair = &current.sched().fair;
+        let delta = ran.0.saturating_sub(self.charged);
+        self.charged = ran.0;
+        let weight = fair.weight.get();
+        let by = weight::virtual_time(delta, weight, fair.inverse.get());
+        let vruntime = fair.vruntime.get().wrapping_add(by);
+        fair.vruntime.set(vruntime);
+        self.average.advance(by, weight);
+        if !before(vruntime, fair.deadline.get()) {
+            fair.deadline.set(vruntime.wrapping_add(fair.virtual_slice.get()));
+            self.fulfilled = true;
+        }
+    }
+
+    /// Makes a task a member, behind or ahead of the average as it was when it left.
+    fn place(&mut self, fair: &FairState, why: EnqueueReason) {
+        let weight = fair.weight.get();
+        let vruntime = match self.return_of(fair) {
+            Some(vruntime) => vruntime, // its ghost was a member
+            None => {
+                let lag = self.average.inflate(fair.lag.get(), weight);
+                let vruntime = self.average.value().wrapping_sub(lag as u64);
+                self.average.add(vruntime, weight);
+                vruntime
+            }
+        };
+        let request = match (why, fair.left.get()) {
+            (EnqueueReason::New, _) => fair.virtual_slice.get() / 2,
+            (EnqueueReason::Migrate, left) if left != 0 => left,
+            _ => fair.virtual_slice.get(),
+        };
+        fair.vruntime.set(vruntime);
+        fair.deadline.set(vruntime.wrapping_add(request));
+    }
+
+    /// If the task's ghost is here, and can be taken over as it is: where it is. Else what is owed is in `lag`.
+    #[inline]
+    fn return_of(&mut self, fair: &FairState) -> Option<u64> {
+        let mark = fair.ghost_queue.get();
+        if mark == 0 {
+            return None;
+        }
+        fair.ghost_queue.set(0);
+        if mark != self.mark {
+            return None; // one left elsewhere burns off by itself
+        }
+        self.burn_off();
+        let id = GhostId { slot: fair.ghost_slot.get(), stamp: fair.ghost_stamp.get() };
+        let Some(ghost) = self.ghosts.take(id) else {
+            fair.lag.set(0); // paid
+            return None;
+        };
+        if ghost.weight == fair.weight.get() {
+            return Some(ghost.vruntime);
+        }
+        // Its nice value changed while it slept: the debt stays the same in real time.
+        let debt = self.average.value().wrapping_sub(ghost.vruntime) as i64;
+        let scaled = i128::from(debt) * i128::from(ghost.weight) / i128::from(fair.weight.get());
+        fair.lag.set(i64::try_from(scaled).unwrap_or(0));
+        self.average.remove(ghost.vruntime, ghost.weight);
+        None
+    }
+
+    /// Ghosts leave that the average has caught up with.
+    #[inline(always)]
+    fn burn_off(&mut self) {
+        if !self.ghosts.is_empty() {
+            self.burn_off_some();
+        }
+    }
+
+    fn burn_off_some(&mut self) {
+        while let Some(ghost) = self.ghosts.first().filter(|ghost| self.average.reaches(ghost.vruntime)) {
+            self.ghosts.pop();
+            self.average.remove(ghost.vruntime, ghost.weight);
+        }
+    }
+
+    /// Nobody is left whom a ghost could owe anything.
+    #[cold]
+    fn forget_ghosts(&mut self) {
+        while let Some(ghost) = self.ghosts.pop() {
+            self.average.remove(ghost.vruntime, ghost.weight);
+        }
+    }
+
+    /// A member leaves the queue for now.
+    fn leave(&mut self, fair: &FairState, why: PutReason) {
+        let (vruntime, weight) = (fair.vruntime.get(), fair.weight.get());
+        if why != PutReason::Exit {
+            self.burn_off();
+            let limit = (fair.virtual_slice.get() as i64).saturating_mul(2);
+            let lag = (self.average.value().wrapping_sub(vruntime) as i64).clamp(-limit, limit);
+            fair.lag.set(lag);
+            if why == PutReason::Block {
+                fair.left.set(0);
+                if lag < 0 {
+                    let id = self.ghosts.add(vruntime, weight);
+                    fair.ghost_slot.set(id.slot);
+                    fair.ghost_stamp.set(id.stamp);
+                    fair.ghost_queue.set(self.mark);
+                    return;
+                }
+            } else {
+                // At least 1: 0 is no request.
+                fair.left.set((fair.deadline.get().wrapping_sub(vruntime) as i64).max(1) as u64);
+            }
+        }
+        self.average.remove(vruntime, weight);
+    }
+
+    /// Takes out the best task. None if there is none.
+    #[inline(always)]
+    fn take_best(&mut self) -> Option<E> {
+        self.promote();
+        while let Some(e) = self.eligible.pop() {
+            if self.is_eligible(&e) {
+                return Some(e);
+            }
+            // The average has fallen since it was looked at.
+            let vruntime = e.sched().fair.vruntime.get();
+            self.waiting.push(vruntime, e);
+        }
+        // Somebody always is eligible; should rounding ever have it otherwise, the one that is nearest to it runs.
+        self.waiting.pop()
+    }
+}
+
+impl<E: Entity> Policy<E> for Fair<E> {
+    #[inline]
+    fn enqueue(&mut self, e: E, why: EnqueueReason, _now: Nanos) {
+        let fair = &e.sched().fair;
+        match why {
+            EnqueueReason::Preempted => {}
+            EnqueueReason::Yield => {
+                // As Linux since 6.18: what is left of the request counts as run. One that is not eligible gives way anyway.
+                // Pushing only the deadline would let a task that yields in a loop push it out of sight.
+                let (vruntime, deadline) = (fair.vruntime.get(), fair.deadline.get());
+                if self.average.reaches(vruntime) {
+                    self.average.advance(deadline.wrapping_sub(vruntime), fair.weight.get());
+                    fair.vruntime.set(deadline);
+                    fair.deadline.set(deadline.wrapping_add(fair.virtual_slice.get()));
+                }
+                self.promote(); // those with the same deadline go first
+            }
+            EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => self.place(fair, why),
+        }
+        self.link(e);
+    }
+
+    fn dequeue(&mut self, e: &E) -> Option<E> {
+        let task = match self.eligible.remove(e) {
+            None => self.waiting.remove(e),
+            found => found,
+        }?;
+        self.leave(&task.sched().fair, PutReason::Migrate);
+        Some(task)
+    }
+
+    #[inline]
+    fn pick_next(&mut self, _now: Nanos) -> Option<E> {
+        self.burn_off();
+        let Some(task) = self.take_best() else {
+            self.forget_ghosts();
+            return None;
+        };
+        self.charged = 0;
+        self.fulfilled = false;
+        self.average.follow(task.sched().fair.vruntime.get());
+        Some(task)
+    }
+
+    #[inline]
+    fn put_prev(&mut self, prev: &E, ran: Nanos, why: PutReason) {
+        self.charge(prev, ran);
+        match why {
+            PutReason::Preempted | PutReason::Yield => {}
+            PutReason::Block | PutReason::Exit | PutReason::Migrate => self.leave(&prev.sched().fair, why),
+        }
+    }
+
+    fn adopt(&mut self, e: &E, ran: Nanos, _now: Nanos) {
+        self.place(&e.sched().fair, EnqueueReason::Migrate);
+        self.charged = ran.0;
+        self.fulfilled = false;
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.eligible.len() + self.waiting.len()
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.eligible.is_empty() && self.waiting.is_empty()
+    }
+
+    /// A request is fulfilled, and there is somebody to give way to.
+    #[inline]
+    fn tick(&mut self, current: &E, ran: Nanos) -> bool {
+        self.charge(current, ran);
+        self.fulfilled && !self.is_empty()
+    }
+
+    fn wakeup_preempts(&self, current: &E, woken: &E) -> bool {
+        let policies = (current.sched().policy_number(), woken.sched().policy_number());
+        match policies {
+            (number::IDLE, number::IDLE) => {}
+            (number::IDLE, _) => return true,
+            (_, number::IDLE | number::BATCH) => return false,
+            _ => {}
+        }
+        if !self.is_eligible(woken) {
+            return false;
+        }
+        if self.fulfilled || !self.is_eligible(current) {
+            return true;
+        }
+        let shorter = woken.sched().slice() < current.sched().slice();
+        shorter && before(woken.sched().fair.deadline.get(), current.sched().fair.deadline.get())
+    }
+
+    #[inline]
+    fn slice(&self, current: &E) -> Option<Nanos> {
+        if self.is_empty() {
+            return None;
+        }
+        let fair = &current.sched().fair;
+        let left = fair.deadline.get().wrapping_sub(fair.vruntime.get());
+        Some(Nanos(self.charged) + Nanos(weight::real_time(left, fair.weight.get())))
+    }
+
+    /// One that is behind its share, if one of those is wanted.
+    fn steal(&mut self, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
+        let task = match self.eligible.remove_any(&mut wanted) {
+            None => self.waiting.remove_any(&mut wanted),
+            found => found,
+        }?;
+        self.leave(&task.sched().fair, PutReason::Migrate);
+        Some(task)
+    }
+}
