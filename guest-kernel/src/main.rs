@@ -85,6 +85,8 @@ extern "C" fn second_stage() -> ! {
     );
     console::init();
     trace::init();
+    task::listing::show();
+    cpu::view::show();
     directory::publish();
     #[cfg(feature = "selftest")]
     selftest::start();

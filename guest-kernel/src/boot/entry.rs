@@ -28,6 +28,12 @@ global_asm!(
     .asciz "Taskvisor"
     .balign 4
     .long 1
+    // How many CPUs this kernel brings up (name "Taskvisor", type 2), so that the VMM refuses more before it starts.
+    .balign 4
+    .long 10, 4, 2
+    .asciz "Taskvisor"
+    .balign 4
+    .long {max_cpus}
 
     .section .boot.text, "awx", @progbits
     .code32
@@ -205,5 +211,6 @@ boot_pd_direct:
 boot_stack_top:
     "#,
     tramp = const TRAMPOLINE_PHYS,
+    max_cpus = const crate::cpu::MAX_CPUS,
     options(att_syntax)
 );

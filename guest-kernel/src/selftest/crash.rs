@@ -1,8 +1,8 @@
-//! Tests that end in a kernel panic; the report is what is tested.
+//! Tests that end in a kernel panic, or in no way that the kernel could report; the report is what is tested.
 
 use super::{Test, TestResult, tests};
 
-pub(super) const TESTS: &[Test] = tests![crash_stack_overflow, crash_panic, crash_null_pointer, crash_guard_page];
+pub(super) const TESTS: &[Test] = tests![crash_stack_overflow, crash_panic, crash_null_pointer, crash_guard_page, crash_triple_fault];
 
 /// Recursion that the compiler can't turn into a loop.
 #[inline(never)]
@@ -31,4 +31,11 @@ fn crash_guard_page() -> TestResult {
     // SAFETY: none: the fault is the test.
     let v = unsafe { core::ptr::read_volatile(crate::mm::layout::task_slot::BASE as *const u64) };
     Err(alloc::format!("read {v} from the guard page"))
+}
+
+fn crash_triple_fault() -> TestResult {
+    let no_table = [0u16; 5];
+    // SAFETY: none: an exception without any IDT ends the machine, and that is the test.
+    unsafe { core::arch::asm!("cli", "lidt [{}]", "ud2", in(reg) &no_table, options(nostack)) };
+    Err("an exception without an IDT went by".into())
 }

@@ -7,10 +7,12 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use vcpu_sched::directory::{Entry, EntryKind};
 use vcpu_sched::taskview::{CHUNK_SLOTS, Chunk, Header, MAGIC, VERSION};
 
 use super::{Task, view};
 use crate::cpu::{self, Cpu};
+use crate::directory;
 use crate::mm::{PhysAddr, frame};
 
 static HEADER: Header = Header {
@@ -28,9 +30,15 @@ static HEADER: Header = Header {
     cpu_fields: cpu::view::FIELDS,
 };
 
-/// Where the header lies, for the directory.
-pub fn header() -> PhysAddr {
-    PhysAddr::from_image(core::ptr::from_ref(&HEADER) as u64)
+/// Lists the header in the directory. Boot CPU, before the directory is published.
+pub fn show() {
+    directory::add(Entry {
+        kind: EntryKind::Tasks as u32,
+        index: 0,
+        address: PhysAddr::from_image(core::ptr::from_ref(&HEADER) as u64).0,
+        len: size_of::<Header>() as u64,
+        extra: 0,
+    });
 }
 
 /// Where a task is listed.
