@@ -2,6 +2,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
+use alloc::vec::Vec;
 
 use super::Options;
 use super::invariant::{Findings, Invariant};
@@ -45,8 +46,10 @@ pub(super) struct CpuState {
     /// Those of them that any CPU may take, and since when there has been at least one.
     free: u32,
     free_since: Nanos,
-    /// Queued tasks above the fair class.
-    pub(super) high: BTreeSet<(Rank, TaskId)>,
+    /// Queued stop and real-time tasks.
+    high: BTreeSet<(Rank, TaskId)>,
+    /// It runs something lower than the first of those.
+    inversion: Option<Inversion>,
     /// Records that are known to be lost in its ring.
     pub(super) lost: u64,
 }
@@ -66,6 +69,7 @@ impl CpuState {
             free: 0,
             free_since: Nanos::ZERO,
             high: BTreeSet::new(),
+            inversion: None,
             lost: 0,
         }
     }
@@ -91,6 +95,15 @@ impl CpuState {
             _ => {}
         }
     }
+}
+
+/// A CPU runs a lower class beside a queued higher one.
+#[derive(Clone, Copy, Debug)]
+struct Inversion {
+    since: Nanos,
+    stolen_before: Nanos,
+    /// An interrupt was to end it.
+    kicked: bool,
 }
 
 /// All CPUs that the trace has shown.
@@ -135,6 +148,9 @@ impl Fleet {
     pub(super) fn set(&mut self, id: CpuId, current: Current, rank: Rank, time: Nanos, findings: &mut Findings) {
         self.idle_ends(id, time, findings);
         let cpu = self.get(id);
+        if let Some(inversion) = &mut cpu.inversion {
+            inversion.kicked |= cpu.kicked;
+        }
         cpu.current = current;
         cpu.since = time;
         cpu.rank = rank;
@@ -148,11 +164,11 @@ impl Fleet {
     /// A task came into the queue.
     pub(super) fn enqueue(&mut self, id: CpuId, task: TaskId, rank: Rank, free: bool, time: Nanos) {
         let cpu = self.get(id);
-        if rank < Rank::FAIR {
-            cpu.high.insert((rank, task));
-        }
         if rank == Rank::DEADLINE {
             return;
+        }
+        if rank < Rank::FAIR {
+            cpu.high.insert((rank, task));
         }
         if cpu.queued == 0 {
             cpu.queued_since = time;
@@ -181,10 +197,10 @@ impl Fleet {
         findings: &mut Findings,
     ) {
         let cpu = self.get(id);
-        cpu.high.remove(&(rank, task));
         if rank == Rank::DEADLINE {
             return;
         }
+        cpu.high.remove(&(rank, task));
         cpu.queued = cpu.queued.saturating_sub(1);
         if cpu.queued == 0 && matches!(cpu.current, Current::Idle(_)) {
             self.check_own(id, true, time, findings);
@@ -205,6 +221,28 @@ impl Fleet {
         }
     }
 
+    /// Something has changed on the CPU: does it run a lower class beside a higher one, and if not, since when did it?
+    pub(super) fn compare(&mut self, id: CpuId, time: Nanos, findings: &mut Findings) {
+        let Options { lower_class, kicked, .. } = self.options;
+        let cpu = self.get(id);
+        let waiting = cpu.high.first().copied();
+        let lower = waiting.is_some_and(|(rank, _)| rank < cpu.rank) && matches!(cpu.current, Current::Task(_));
+        if lower {
+            let (since, stolen_before) = (time, cpu.stolen);
+            cpu.inversion.get_or_insert(Inversion { since, stolen_before, kicked: false });
+            return;
+        }
+        findings.checked(Invariant::PriorityOrder);
+        let Some(inversion) = cpu.inversion.take() else { return };
+        let lasted = time - inversion.since - (cpu.stolen - inversion.stolen_before);
+        if lasted > if cpu.kicked || inversion.kicked { kicked } else { lower_class } {
+            let task: Option<TaskId> = cpu.current.task();
+            findings.violated(Invariant::PriorityOrder, (time, id), task.as_slice(), || {
+                format!("CPU {id} ran lower classes for {} ns beside a queued stop or real-time task", lasted.0)
+            });
+        }
+    }
+
     /// CPUs that have been idle for long beside something that waits since `since`.
     pub(super) fn idle_beside(&self, since: Nanos, time: Nanos, grace: Nanos) -> impl Iterator<Item = CpuId> {
         let idle = self.idle.iter().take_while(move |&&(idle, _)| idle + grace < time);
@@ -218,6 +256,11 @@ impl Fleet {
     pub(super) fn finish(&mut self, time: Nanos, findings: &mut Findings) {
         while let Some(&(_, id)) = self.idle.first() {
             self.idle_ends(id, time, findings);
+        }
+        let inverted: Vec<CpuId> = self.cpus.iter().filter(|(_, c)| c.inversion.is_some()).map(|(&id, _)| id).collect();
+        for id in inverted {
+            self.get(id).high.clear();
+            self.compare(id, time, findings);
         }
     }
 

@@ -164,6 +164,11 @@ impl Checker {
         self.rules.ring_total(cpu, lost);
     }
 
+    /// How many tasks are being followed.
+    pub fn live_tasks(&self) -> usize {
+        self.rules.live_tasks()
+    }
+
     /// The trace is over.
     pub fn finish(self) -> Outcome {
         self.finish_then(|_| ())

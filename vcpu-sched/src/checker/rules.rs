@@ -66,6 +66,10 @@ impl Rules {
         self.ring_totals.insert(cpu, lost);
     }
 
+    pub(super) fn live_tasks(&self) -> usize {
+        self.tasks.len()
+    }
+
     /// The next record.
     pub(super) fn judge(&mut self, record: &Stamped) {
         self.findings.note(record);
@@ -154,7 +158,7 @@ impl Rules {
         let step = self.step(record, id, record.record.seq, new);
         let Some(task) = self.tasks.get(&id).filter(|_| step != Step::Void) else { return };
         let place = task.place;
-        if step == Step::Follows {
+        if step == Step::Follows && place != Place::Unknown {
             let findings = &mut self.findings;
             findings.checked(Invariant::OnePlace);
             if new {
@@ -173,6 +177,8 @@ impl Rules {
         match place {
             // It has overtaken the switch away.
             Place::OnCpu(cpu) if cpu == target && !new => self.enter(id, place, Some(class), record.time),
+            // Maybe it has, too.
+            Place::Unknown if !new => {}
             _ => self.enqueue(id, target, Some(class), record.time),
         }
     }
@@ -182,7 +188,7 @@ impl Rules {
         let step = self.step(record, id, record.record.seq, false);
         let Some(task) = self.tasks.get(&id).filter(|_| step != Step::Void) else { return };
         let place = task.place;
-        if step == Step::Follows {
+        if step == Step::Follows && place != Place::Unknown {
             let left = !matches!(place, Place::OnCpu(_));
             self.findings.check(Invariant::LeftBeforeEnqueued, left, at, &[id], || {
                 format!("task {id} moves to the queue of CPU {to}, but it is {place}")
@@ -228,7 +234,7 @@ impl Rules {
         if !is_idle(next.class) {
             self.comes_on_cpu(record, next, next.task == prev.task);
         }
-        self.picked(record, next.task, rank);
+        self.fleet.compare(id, time, &mut self.findings);
     }
 
     fn leaves_cpu(&mut self, record: &Stamped, prev: Side, state: u8, since: Nanos) {
@@ -238,7 +244,7 @@ impl Rules {
         let place = task.place;
         let (ready, blocked, dead) = (State::Ready as u8, State::Blocked as u8, State::Dead as u8);
         let possible = [ready, blocked, dead].contains(&state);
-        if step == Step::Follows {
+        if step == Step::Follows && place != Place::Unknown {
             let holds = possible && matches!(place, Place::OnCpu(on) if on == cpu);
             self.findings.check(Invariant::OnePlace, holds, at, &[id], || {
                 format!("task {id} leaves CPU {cpu} with state {state}, but it is {place}")
@@ -266,7 +272,7 @@ impl Rules {
         let step = if again { Step::Follows } else { self.step(record, id, next.seq, false) };
         let Some(task) = self.tasks.get(&id).filter(|_| step != Step::Void) else { return };
         let place = task.place;
-        if step == Step::Follows {
+        if step == Step::Follows && place != Place::Unknown {
             let alone = !matches!(place, Place::OnCpu(_));
             self.findings.check(Invariant::OneStack, alone, at, &[id], || {
                 format!("CPU {cpu} runs task {id}, but it is {place}")
@@ -284,24 +290,6 @@ impl Rules {
         }
         self.leave(id, record.time);
         self.enter(id, Place::OnCpu(cpu), Some(next.class), record.time);
-    }
-
-    /// A CPU has made its choice: was there something higher in its queue?
-    fn picked(&mut self, record: &Stamped, next: TaskId, rank: Rank) {
-        let Options { lower_class, throttled, .. } = self.options;
-        let cpu = self.fleet.get(record.cpu);
-        let better = cpu.high.iter().take_while(|(other, _)| *other < rank).find(|&&(other, id)| {
-            let grace = if other == Rank::DEADLINE { throttled } else { lower_class };
-            self.tasks.get(&id).is_some_and(|task| {
-                let long = matches!(task.place, Place::Queued(_, queued) if queued.since + grace < record.time);
-                long && task.affinity.allows(record.cpu) != Some(false)
-            })
-        });
-        let tasks = [next, better.map_or(next, |b| b.1)];
-        let higher = better.map_or(rank, |b| b.0);
-        self.findings.check(Invariant::PriorityOrder, better.is_none(), (record.time, record.cpu), &tasks, || {
-            format!("CPU {} picks task {next} ({rank}) beside task {} ({higher})", record.cpu, tasks[1])
-        });
     }
 
     /// Judges the count of a place record, and whether its task can be there at all.
@@ -358,7 +346,7 @@ impl Rules {
     fn waited(&mut self, id: TaskId, time: Nanos) {
         let Some(task) = self.tasks.get(&id) else { return };
         let Place::Queued(queue, Queued { since, .. }) = task.place else { return };
-        let Options { elsewhere, throttled, lower_class, kicked, .. } = self.options;
+        let Options { elsewhere, throttled, .. } = self.options;
         let deadline = task.rank == Rank::DEADLINE;
         if task.affinity.known().is_some() {
             let grace = if deadline { throttled } else { elsewhere };
@@ -370,21 +358,13 @@ impl Rules {
                 format!("task {id} waited for {waited} ns in the queue of CPU {queue} beside CPU {idle}, which is idle")
             });
         }
-        if task.rank < Rank::FAIR {
+        if deadline {
             let cpu = self.fleet.get(queue);
-            let limit = match (deadline, cpu.kicked) {
-                (true, _) => throttled,
-                (false, true) => kicked,
-                (false, false) => lower_class,
-            };
             let beside = cpu.beside(since, time);
             let lower = matches!(cpu.current, Current::Task(_)) && cpu.rank > task.rank;
-            let (rank, other) = (task.rank, cpu.current.task().unwrap_or(id));
-            let allowed = task.affinity.allows(queue) != Some(false);
-            let holds = !(lower && allowed && beside > limit);
-            self.findings.check(Invariant::PriorityOrder, holds, (time, queue), &[id, other], || {
+            self.findings.check(Invariant::PriorityOrder, !lower || beside <= throttled, (time, queue), &[id], || {
                 let waited = beside.0;
-                format!("task {id} ({rank}) waited for {waited} ns while CPU {queue} ran task {other}, which is lower")
+                format!("deadline task {id} waited for {waited} ns while CPU {queue} ran a lower class")
             });
         }
     }
@@ -395,6 +375,7 @@ impl Rules {
             && let Place::Queued(cpu, queued) = core::mem::replace(&mut task.place, Place::Unknown)
         {
             self.fleet.dequeue(cpu, id, task.rank, queued.free, time, &mut self.findings);
+            self.fleet.compare(cpu, time, &mut self.findings);
         }
     }
 
@@ -412,7 +393,11 @@ impl Rules {
             task.rank = Rank::of(class);
         }
         if let Place::Queued(cpu, queued) = place {
-            self.fleet.enqueue(cpu, id, task.rank, queued.free, time);
+            // Where it may not run, nobody has to give way to it.
+            let forbidden = task.affinity.allows(cpu) == Some(false) && task.rank != Rank::DEADLINE;
+            let rank = if forbidden { Rank::FAIR } else { task.rank };
+            self.fleet.enqueue(cpu, id, rank, queued.free, time);
+            self.fleet.compare(cpu, time, &mut self.findings);
         }
     }
 
