@@ -151,18 +151,13 @@ macro_rules! look_in_class {
     };
 }
 
-/// What a queue knows of its current task.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Current {
-    id: TaskId,
-    since: Nanos,
-}
-
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct RunQueue<E> {
     cpu: CpuId,
-    current: Option<Current>,
+    current: Option<TaskId>,
+    /// When the current task was picked.
+    picked: Nanos,
     /// Tasks of the classes above the normal one that are queued, whether they may run now or not: zero is the common case,
     /// in which nobody looks at those classes.
     above: u32,
@@ -184,6 +179,7 @@ impl<E: Entity> RunQueue<E> {
         Self {
             cpu,
             current: None,
+            picked: Nanos::ZERO,
             above: 0,
             stop: Stop::new(),
             deadline: Deadline::new(),
@@ -211,22 +207,34 @@ impl<E: Entity> RunQueue<E> {
     }
 
     /// Adds a runnable task, see [`Policy::enqueue`].
-    #[inline]
+    #[inline(always)]
     pub fn enqueue(&mut self, e: E, why: EnqueueReason, now: Nanos) {
-        let sched = e.sched();
-        if !matches!(why, EnqueueReason::Preempted | EnqueueReason::Yield) {
-            if sched.enter_queue(self.cpu) {
-                sched.apply();
+        match why {
+            EnqueueReason::Preempted | EnqueueReason::Yield => {
+                if let (Rank::Normal, Normal::Fair(fair)) = (e.sched().placed(), &mut self.normal) {
+                    return fair.enqueue(e, why, now);
+                }
+                self.insert(e, why, now);
             }
-            sched.note_queued(why == EnqueueReason::New, why == EnqueueReason::Wake, now);
+            EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => self.arrive(e, why, now),
         }
+    }
+
+    /// A task comes that was not current here.
+    #[inline(never)]
+    fn arrive(&mut self, e: E, why: EnqueueReason, now: Nanos) {
+        let sched = e.sched();
+        if sched.enter_queue(self.cpu) {
+            sched.apply();
+        }
+        sched.note_queued(why == EnqueueReason::New, why == EnqueueReason::Wake, now);
+        sched.placed.set(sched.rank() as u8);
         self.insert(e, why, now);
     }
 
-    #[inline]
+    #[inline(never)]
     fn insert(&mut self, e: E, why: EnqueueReason, now: Nanos) {
-        let rank = e.sched().rank();
-        e.sched().placed.set(rank as u8);
+        let rank = e.sched().placed();
         if rank != Rank::Normal {
             self.above += 1;
         }
@@ -244,19 +252,27 @@ impl<E: Entity> RunQueue<E> {
     }
 
     /// Takes out the task that is to run now, see [`Policy::pick_next`].
-    #[inline]
+    #[inline(always)]
     pub fn pick_next(&mut self, now: Nanos) -> Option<E> {
-        let above = if self.above == 0 { None } else { self.pick_above(now) };
-        let task = match above {
-            None => normal!(&mut self.normal, policy => policy.pick_next(now)),
-            found => found,
+        let task = match &mut self.normal {
+            Normal::Fair(fair) if self.above == 0 => fair.pick_next(now),
+            _ => self.pick_any(now),
         }?;
-        self.current = Some(Current { id: task.id(), since: now });
+        self.current = Some(task.id());
+        self.picked = now;
         task.sched().note_picked(self.cpu, now);
         Some(task)
     }
 
-    #[cold]
+    #[inline(never)]
+    fn pick_any(&mut self, now: Nanos) -> Option<E> {
+        let above = if self.above == 0 { None } else { self.pick_above(now) };
+        match above {
+            None => normal!(&mut self.normal, policy => policy.pick_next(now)),
+            found => found,
+        }
+    }
+
     fn pick_above(&mut self, now: Nanos) -> Option<E> {
         let task = match self.stop.pick_next(now) {
             None => self.deadline.pick_next(now).or_else(|| self.realtime.pick_next(now)),
@@ -266,16 +282,10 @@ impl<E: Entity> RunQueue<E> {
         Some(task)
     }
 
-    /// How long the current task has run.
-    #[inline]
-    fn ran(&self, now: Nanos) -> Nanos {
-        self.current.map_or(Nanos::ZERO, |current| now - current.since)
-    }
-
     /// The current task leaves the CPU, see [`Policy::put_prev`].
-    #[inline]
+    #[inline(always)]
     pub fn put_prev(&mut self, prev: &E, why: PutReason, now: Nanos) {
-        let ran = self.ran(now);
+        let ran = now - self.picked;
         self.current = None;
         let sched = prev.sched();
         match why {
@@ -283,12 +293,20 @@ impl<E: Entity> RunQueue<E> {
             PutReason::Yield | PutReason::Block | PutReason::Exit => sched.accounting().left(now, ran, true),
             PutReason::Migrate => sched.accounting().put_back(now, ran),
         }
-        in_class!(self, sched.placed(), policy => policy.put_prev(prev, ran, why));
+        match (sched.placed(), &mut self.normal) {
+            (Rank::Normal, Normal::Fair(fair)) => fair.put_prev(prev, ran, why),
+            _ => self.put_prev_any(prev, ran, why),
+        }
+    }
+
+    #[inline(never)]
+    fn put_prev_any(&mut self, prev: &E, ran: Nanos, why: PutReason) {
+        in_class!(self, prev.sched().placed(), policy => policy.put_prev(prev, ran, why));
     }
 
     /// Charges the current task; true if it must give way now. See [`Policy::tick`].
     pub fn tick(&mut self, current: &E, now: Nanos) -> bool {
-        let ran = self.ran(now);
+        let ran = now - self.picked;
         let rank = current.sched().placed();
         let over = in_class!(self, rank, policy => policy.tick(current, ran));
         over || self.waits_above(rank)
@@ -389,9 +407,9 @@ impl<E: Entity> RunQueue<E> {
         if !sched.is_pending() {
             return false;
         }
-        if self.current.is_some_and(|current| current.id == e.id()) {
-            let ran = self.ran(now);
-            in_class!(self, sched.placed(), policy => policy.put_prev(e, ran, PutReason::Migrate));
+        if self.current == Some(e.id()) {
+            let ran = now - self.picked;
+            self.put_prev_any(e, ran, PutReason::Migrate);
             sched.apply();
             let rank = sched.rank();
             sched.placed.set(rank as u8);
@@ -401,6 +419,7 @@ impl<E: Entity> RunQueue<E> {
         }
         let Some(task) = self.dequeue(e) else { return false };
         sched.apply();
+        sched.placed.set(sched.rank() as u8);
         self.insert(task, EnqueueReason::Migrate, now);
         true
     }

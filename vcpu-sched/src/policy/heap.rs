@@ -2,11 +2,11 @@
 //!
 //! Used by the fair and the deadline class. Keys are points on a circle of 2^64: they are compared by their distance, so that
 //! virtual time may wrap. The invariants: no key is before its parent's, and the slot of each task in it is its index with
-//! the heap's mark. Four children a node: half the levels of two, and a handful of tasks is one comparison deep.
+//! the heap's mark. A task that has left keeps its slot, which is why a removal looks who is there. Four children a node: half the levels of two, and a handful of tasks is one comparison deep.
 
 use alloc::vec::Vec;
 
-use crate::entity::{Entity, NO_SLOT};
+use crate::entity::Entity;
 
 const CHILDREN: usize = 4;
 
@@ -49,6 +49,24 @@ impl<E: Entity, const MARK: u32> Heap<E, MARK> {
         self.entries.first().map(|entry| &entry.task)
     }
 
+    /// The task, if there is exactly one.
+    #[inline(always)]
+    pub(super) fn only(&self) -> Option<&E> {
+        match &*self.entries {
+            [entry] => Some(&entry.task),
+            _ => None,
+        }
+    }
+
+    /// Puts `task` into the place of the only one there is, which is returned.
+    #[inline(always)]
+    pub(super) fn replace_only(&mut self, key: u64, task: E) -> Option<E> {
+        let entry = self.entries.first_mut()?;
+        task.sched().slot.set(MARK);
+        entry.key = key;
+        Some(core::mem::replace(&mut entry.task, task))
+    }
+
     #[inline]
     pub(super) fn push(&mut self, key: u64, task: E) {
         let at = self.entries.len();
@@ -62,9 +80,7 @@ impl<E: Entity, const MARK: u32> Heap<E, MARK> {
     #[inline]
     pub(super) fn pop(&mut self) -> Option<E> {
         if self.entries.len() <= 1 {
-            let task = self.entries.pop()?.task;
-            task.sched().slot.set(NO_SLOT);
-            return Some(task);
+            return self.entries.pop().map(|entry| entry.task);
         }
         self.remove_at(0)
     }
@@ -88,7 +104,6 @@ impl<E: Entity, const MARK: u32> Heap<E, MARK> {
             return None;
         }
         let task = self.entries.swap_remove(at).task;
-        task.sched().slot.set(NO_SLOT);
         if at < self.entries.len() && !self.rise(at) {
             self.sink(at);
         }

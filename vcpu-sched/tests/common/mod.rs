@@ -1,5 +1,7 @@
 //! A task for tests of the scheduler, without a kernel.
 
+pub mod machine;
+
 use std::fmt;
 
 use vcpu_sched::entity::{Entity, SchedEntity};
