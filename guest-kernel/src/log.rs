@@ -28,14 +28,14 @@ static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
 /// Guards COM1 and COM2, for a line.
 static PORT: SpinLock<()> = SpinLock::new(());
 
-/// Sets the level by its name on the command line; `trace` shows no more than `debug` yet. Returns whether there is such a level.
+/// Sets the level by its name on the command line. Returns whether there is such a level.
 pub fn set_level(name: &str) -> bool {
     let level = match name {
         "off" => 0,
         "error" => 1,
         "warn" => 2,
         "info" => 3,
-        "debug" | "trace" => 4,
+        "debug" => 4,
         _ => return false,
     };
     LEVEL.store(level, Ordering::Relaxed);

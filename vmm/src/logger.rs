@@ -30,7 +30,6 @@ pub fn install(sink: &LogSink, level: LogLevel) {
         LogLevel::Warn => LevelFilter::Warn,
         LogLevel::Info => LevelFilter::Info,
         LogLevel::Debug => LevelFilter::Debug,
-        LogLevel::Trace => LevelFilter::Trace,
     };
     if log::set_boxed_logger(Box::new(Logger(file))).is_ok() {
         log::set_max_level(filter);

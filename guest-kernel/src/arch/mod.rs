@@ -2,6 +2,21 @@
 //!
 //! Invariant: no other module contains inline assembly.
 
+/// Puts the registers that a callee must preserve (System V ABI) on the stack, RSP aside. [`switch::initial_stack`] lays out
+/// the same.
+macro_rules! push_callee_saved {
+    () => {
+        "push rbp\npush rbx\npush r12\npush r13\npush r14\npush r15"
+    };
+}
+
+/// Takes them back.
+macro_rules! pop_callee_saved {
+    () => {
+        "pop r15\npop r14\npop r13\npop r12\npop rbx\npop rbp"
+    };
+}
+
 pub mod apic;
 pub mod descriptors;
 pub mod features;

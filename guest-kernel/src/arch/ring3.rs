@@ -92,12 +92,9 @@ ring3_xstate:
     .section .text, "ax", @progbits
     // ring3_enter(rdi root, rsi stub's physical address, rdx *Arguments)
 ring3_enter:
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
+    "#,
+    push_callee_saved!(),
+    r#"
     mov rax, cr3
     mov gs:[{excursion_cr3}], rax
     mov gs:[{excursion_rsp}], rsp
@@ -125,12 +122,9 @@ ring3_excursion_end:
     mov rsp, gs:[{excursion_rsp}]
     mov qword ptr gs:[{excursion_rsp}], 0
     cld
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbx
-    pop rbp
+    "#,
+    pop_callee_saved!(),
+    r#"
     ret
     "#,
     excursion_cr3 = const OFFSET_EXCURSION_CR3,

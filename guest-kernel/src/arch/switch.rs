@@ -15,24 +15,18 @@ global_asm!(
     // switch_task(rdi *prev_rsp, rsi next_rsp, rdx next_root, rcx *prev_on_cpu)
     .global switch_task
 switch_task:
-    push rbp
-    push rbx
-    push r12
-    push r13
-    push r14
-    push r15
+    "#,
+    push_callee_saved!(),
+    r#"
     mov [rdi], rsp
     movabs rsp, {neutral}
     mov cr3, rdx
     mov rsp, rsi
     // Release by x86's store order: all that the old task did, its saved RSP included, is visible first.
     mov byte ptr [rcx], 0
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbx
-    pop rbp
+    "#,
+    pop_callee_saved!(),
+    r#"
     ret
 
     // First code of a new task: r12 = function, r13 = its argument.

@@ -48,8 +48,6 @@ pub enum LogLevel {
     Info,
     /// Details.
     Debug,
-    /// Everything.
-    Trace,
 }
 
 impl LogLevel {
@@ -61,7 +59,6 @@ impl LogLevel {
             LogLevel::Warn => "warn",
             LogLevel::Info => "info",
             LogLevel::Debug => "debug",
-            LogLevel::Trace => "trace",
         }
     }
 }

@@ -137,32 +137,15 @@ impl Output {
         }
         let done = Arc::new(AtomicBool::new(false));
         let mut request = Some(Request::Pages(frames, done.clone()));
-        let mut submit = || {
-            let mut s = self.state.lock();
+        let submitted = self.submit(registers, index, nonblock, |s| {
             s.reap();
-            let head = s.queue.offer(&pieces, false);
-            match head {
-                Some(head) => s.requests[usize::from(head)] = request.take(),
-                None => s.queue.want_interrupt(true),
-            }
-            head.map(|_| s.queue.must_notify())
-        };
-        let notify = match submit() {
-            Some(n) => n,
-            None if nonblock => {
-                release(request);
-                return Err(ConsoleError::WouldBlock);
-            }
-            None => match self.waiters.wait_interruptible(None, &mut submit) {
-                Ok(n) => n,
-                Err(e) => {
-                    release(request);
-                    return Err(e.into());
-                }
-            },
-        };
-        if notify {
-            registers.notify(index);
+            let head = s.queue.offer(&pieces, false)?;
+            s.requests[usize::from(head)] = request.take();
+            Some(())
+        });
+        if let Err(e) = submitted {
+            release(request);
+            return Err(e);
         }
         // The pages stay pinned until the device is done; the program must not change them before. A signal ends the wait,
         // not the transfer.
@@ -186,34 +169,43 @@ impl Output {
     }
 
     fn write_copy(&self, registers: &Registers, index: u16, bytes: &[u8], nonblock: bool) -> Result<(), ConsoleError> {
-        let submit = || {
-            let mut s = self.state.lock();
+        self.submit(registers, index, nonblock, |s| {
             if s.free_slots.is_empty() || s.queue.room() == 0 {
                 s.reap();
             }
-            let Some(slot) = s.free_slots.pop() else {
-                s.queue.want_interrupt(true);
-                return None;
-            };
+            let slot = s.free_slots.pop()?;
             let addr = s.slots.0 + u64::from(slot) * COPY_MAX as u64;
             // SAFETY: the slot is free and in our frames.
             unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), PhysAddr(addr).as_ptr(), bytes.len()) };
-            match s.queue.offer(&[Piece { addr, len: bytes.len() as u32 }], false) {
-                Some(head) => {
-                    s.requests[usize::from(head)] = Some(Request::Slot(slot));
-                    Some(s.queue.must_notify())
-                }
-                None => {
-                    s.free_slots.push(slot);
-                    s.queue.want_interrupt(true);
-                    None
-                }
+            let Some(head) = s.queue.offer(&[Piece { addr, len: bytes.len() as u32 }], false) else {
+                s.free_slots.push(slot);
+                return None;
+            };
+            s.requests[usize::from(head)] = Some(Request::Slot(slot));
+            Some(())
+        })
+    }
+
+    /// Puts a request into the queue, which `offer` does if there is room; else waits for room. Tells the device if it must know.
+    fn submit(
+        &self,
+        registers: &Registers,
+        index: u16,
+        nonblock: bool,
+        mut offer: impl FnMut(&mut State) -> Option<()>,
+    ) -> Result<(), ConsoleError> {
+        let mut attempt = || {
+            let mut s = self.state.lock();
+            let offered = offer(&mut s);
+            if offered.is_none() {
+                s.queue.want_interrupt(true);
             }
+            offered.map(|()| s.queue.must_notify())
         };
-        let notify = match submit() {
-            Some(n) => n,
+        let notify = match attempt() {
+            Some(notify) => notify,
             None if nonblock => return Err(ConsoleError::WouldBlock),
-            None => self.waiters.wait_interruptible(None, submit)?,
+            None => self.waiters.wait_interruptible(None, attempt)?,
         };
         if notify {
             registers.notify(index);
