@@ -125,6 +125,8 @@ pub enum Kind {
     Lost = 20,
     /// This CPU takes tasks from now on (flags 1) or no more (flags 0).
     Online = 21,
+    /// The task belongs to process `a`. After its `Name`, before its `New`; a kernel task has none and writes none.
+    Process = 22,
 
     /// VMM: the vCPU is about to enter the guest. `task` is 0.
     VcpuEntry = 64,
@@ -140,7 +142,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Clock,
         Self::Name,
         Self::New,
@@ -162,6 +164,7 @@ impl Kind {
         Self::Chaos,
         Self::Lost,
         Self::Online,
+        Self::Process,
         Self::VcpuEntry,
         Self::VcpuExit,
         Self::VcpuPin,

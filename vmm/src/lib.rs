@@ -19,5 +19,6 @@ pub mod memory;
 pub mod program;
 pub mod signals;
 pub mod stats;
+pub mod trace;
 pub mod vcpu;
 pub mod vm;

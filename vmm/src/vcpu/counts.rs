@@ -42,6 +42,11 @@ impl Kind {
             Kind::Fatal => "fatal",
         }
     }
+
+    /// The name of a kind's number, as trace records hold it.
+    pub fn name_of(number: u64) -> &'static str {
+        Kind::ALL.iter().find(|kind| **kind as u64 == number).map_or("unknown", |kind| kind.name())
+    }
 }
 
 /// The counters of one vCPU.
