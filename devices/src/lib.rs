@@ -9,6 +9,7 @@
 
 pub mod bus;
 pub mod debug_exit;
+pub mod directory;
 pub mod event;
 pub mod milestone;
 pub mod reset;
