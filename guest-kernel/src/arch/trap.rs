@@ -16,7 +16,6 @@ use crate::sched;
 use crate::task::{UserFault, current};
 use crate::time;
 use crate::trace;
-use vcpu_sched::policy::Policy;
 
 const PAGE_FAULT: u64 = 14;
 const NMI: u64 = 2;
@@ -190,9 +189,7 @@ fn interrupt(v: u8) {
             apic::end_of_interrupt();
             trace::ipi_received(v);
             me.stats.reschedule_ipis.fetch_add(1, Ordering::Relaxed);
-            if !me.run_queue.lock().is_empty() {
-                sched::note_competitor(me);
-            }
+            sched::rearm(me);
         }
         vector::IPI_SHOOTDOWN => {
             apic::end_of_interrupt();

@@ -202,7 +202,8 @@ pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
         // Each CPU that is up sends an interrupt; the timer ends the wait for one that isn't.
         instr::cli();
         if UP.load(Ordering::Acquire) < count {
-            boot.timers.arm_slice(instr::rdtsc().wrapping_add(time::ticks(SECOND_STARTUP)));
+            let tsc = instr::rdtsc();
+            boot.timers.arm_slice(tsc.wrapping_add(time::ticks(SECOND_STARTUP)), tsc);
             instr::sti_hlt();
         }
         instr::sti();

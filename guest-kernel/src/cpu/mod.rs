@@ -10,17 +10,19 @@ pub mod view;
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use vcpu_sched::cpu::sleep::SleepState;
+use vcpu_sched::events::ClassTag;
 use vcpu_sched::ids::CpuId;
+use vcpu_sched::runqueue::PolicyKind;
 
 use crate::arch::descriptors::{Gdt, Tss};
 use crate::arch::instr;
 use crate::mm::address_space::AddressSpace;
 use crate::mm::frame::FrameCache;
 use crate::mm::heap::HeapCache;
-use crate::sched::RunQueue;
+use crate::sched;
 use crate::sync::{IrqGuard, SpinLock};
 use crate::task::Task;
 use crate::time::timer::CpuTimers;
@@ -67,7 +69,7 @@ pub struct Cpu {
     /// Halted, awake, or not to halt.
     pub sleep: SleepState,
     /// Ready tasks. Guards the queue only.
-    pub run_queue: SpinLock<RunQueue>,
+    pub run_queue: SpinLock<sched::Queue>,
     /// Tasks ready or running here, the idle task not counted. A hint for placement.
     pub nr_running: AtomicU32,
     /// Runs when nothing else does. Set at bring-up.
@@ -93,6 +95,10 @@ pub struct Cpu {
     /// The task that was picked last; null: the idle task. Written with the run queue locked, so that who holds that lock knows
     /// whether a task is queued here, runs here (or is about to), or neither; `current` follows a moment later.
     pub chosen: AtomicPtr<Task>,
+    /// Its priority as trace records have it (greater is lower). A hint for placement.
+    pub prio: AtomicU8,
+    /// Where the task that was left may run, if it waits in this CPU's queue now. Own CPU, interrupts off.
+    pub offer: AtomicU64,
     /// Top-level entry for the per-CPU slot.
     pub slot_entry: AtomicU64,
     /// Time at which the current task was picked, in TSC ticks.
@@ -125,10 +131,10 @@ const OFFSET_CURRENT: usize = offset_of!(Cpu, current);
 
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicU32 = AtomicU32::new(1);
-static BOOT: Cpu = Cpu::new(CpuId(0), 0);
+static BOOT: Cpu = Cpu::new(CpuId(0), 0, PolicyKind::ALL[0]);
 
 impl Cpu {
-    const fn new(id: CpuId, apic_id: u32) -> Self {
+    const fn new(id: CpuId, apic_id: u32, policy: PolicyKind) -> Self {
         Self {
             this: AtomicPtr::new(core::ptr::null_mut()),
             user_rsp: 0,
@@ -139,7 +145,7 @@ impl Cpu {
             id,
             apic_id: AtomicU32::new(apic_id),
             sleep: SleepState::new(),
-            run_queue: SpinLock::new(RunQueue::new()),
+            run_queue: SpinLock::new(sched::Queue::new(id, policy)),
             nr_running: AtomicU32::new(0),
             idle: AtomicPtr::new(core::ptr::null_mut()),
             timers: CpuTimers::new(),
@@ -152,6 +158,8 @@ impl Cpu {
             leaving: AtomicPtr::new(core::ptr::null_mut()),
             forward: AtomicBool::new(false),
             chosen: AtomicPtr::new(core::ptr::null_mut()),
+            prio: AtomicU8::new(ClassTag::IDLE.prio),
+            offer: AtomicU64::new(0),
             slot_entry: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),
             picked_time: AtomicU64::new(0),
@@ -257,7 +265,7 @@ pub unsafe fn install(cpu: &'static Cpu) {
 
 /// Makes a further CPU's data.
 pub fn allocate(id: CpuId, apic_id: u32) -> &'static Cpu {
-    alloc::boxed::Box::leak(alloc::boxed::Box::new(Cpu::new(id, apic_id)))
+    alloc::boxed::Box::leak(alloc::boxed::Box::new(Cpu::new(id, apic_id, sched::policy())))
 }
 
 /// CPU `id`, if it has been brought up.

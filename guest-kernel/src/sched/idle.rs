@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use crate::arch::instr;
 use crate::cpu;
 use crate::sched;
+use crate::trace;
 
 /// Halts until there is something to run; never returns. The CPU's own idle task runs it.
 pub fn run() -> ! {
@@ -19,8 +20,10 @@ pub fn run() -> ! {
             instr::sti();
             continue;
         }
+        trace::halt(false, me.nr_running.load(Ordering::Relaxed));
         instr::sti_hlt();
         instr::cli();
+        trace::halt(true, me.nr_running.load(Ordering::Relaxed));
         me.sleep.leave_idle();
         sched::yield_now();
         instr::sti();

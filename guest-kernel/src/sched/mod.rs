@@ -13,42 +13,48 @@
 //! | `switch` | leaving one task for the next |
 //! | `balance` | taking work from other CPUs |
 //! | `affinity` | where a task may run, changed while it is queued, runs or sleeps |
+//! | `params` | how a task is scheduled, changed likewise; what deadline tasks were promised |
 //! | `tick` | the end of a slice |
 //! | `idle` | nothing to do |
 //!
 //! Invariants: at most one run-queue lock is held at a time; interrupts are off from the choice of the next task to the end
-//! of the switch; a task with `on_cpu` set or FPU state in a CPU's registers is never taken by another CPU; [`Task::cpu`] is
-//! written with the run queue locked that the task enters, and names the queue that it is in, the CPU that it runs on, or the
-//! one that it left last.
+//! of the switch; a task with `on_cpu` set or FPU state in a CPU's registers is never taken by another CPU; [`Task::cpu`] and
+//! `SchedEntity::queue` are written with the run queue locked that the task enters, and name the queue that it is in, the CPU
+//! that it runs on, or the one that it left last.
 
 mod affinity;
 mod balance;
 pub mod idle;
+mod params;
 mod place;
 mod switch;
 mod tick;
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::ids::CpuId;
 use vcpu_sched::placement;
-use vcpu_sched::policy::EnqueueReason;
-use vcpu_sched::policy::round_robin::RoundRobin;
+use vcpu_sched::runqueue::{PolicyKind, RunQueue};
 use vcpu_sched::task::state::{Action, Event};
 
 use crate::arch::{apic, descriptors::vector, fpu, instr};
+use crate::boot::cmdline;
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
 use crate::task::{self, Task, TaskRef, current};
 
 pub use affinity::set_affinity;
+pub use params::set_params;
 pub use place::wake;
-pub use tick::{init, note_competitor, slice_over};
+pub use tick::{rearm, timer};
 
-/// The policy in force.
-pub type RunQueue = RoundRobin<TaskRef>;
+/// One CPU's tasks.
+pub type Queue = RunQueue<TaskRef>;
+
+/// The policy of ordinary tasks, by its place in [`PolicyKind::ALL`]. Set at boot, before there are tasks.
+static POLICY: AtomicU8 = AtomicU8::new(0);
 
 /// CPUs that take tasks, as a word: this kernel brings up at most 64.
 static ONLINE: AtomicU64 = AtomicU64::new(0);
@@ -63,6 +69,38 @@ pub fn set_online(id: CpuId) {
     ONLINE.fetch_or(1 << id.0, Ordering::AcqRel);
 }
 
+/// The policy of ordinary tasks.
+pub fn policy() -> PolicyKind {
+    PolicyKind::ALL.get(usize::from(POLICY.load(Ordering::Relaxed))).copied().unwrap_or_default()
+}
+
+/// Takes the policy from the command line. Boot CPU, before there are other CPUs and tasks.
+pub fn init() {
+    let Some(name) = cmdline::get("policy") else { return };
+    match name.parse::<PolicyKind>() {
+        Ok(kind) => {
+            let index = PolicyKind::ALL.iter().position(|k| *k == kind).unwrap_or_default();
+            POLICY.store(index as u8, Ordering::Relaxed);
+            let me = cpu::this();
+            *me.run_queue.lock() = RunQueue::new(me.id, kind);
+        }
+        Err(e) => crate::warn!("policy={name}: {e}; using {}", policy()),
+    }
+}
+
+/// Runs `f` with the run queue locked that the task is in, runs on or has left; none: it never started. Interrupts are off.
+fn with_queue_of<R>(task: &Task, f: impl FnOnce(&Cpu, &mut Queue) -> R) -> Option<R> {
+    loop {
+        let on = task.sched.queue()?;
+        let cpu = cpu::get(on)?;
+        let mut rq = cpu.run_queue.lock_irqs_off();
+        // It may have gone elsewhere before we had the lock; with it, it can't.
+        if task.sched.queue() == Some(on) {
+            return Some(f(cpu, &mut rq));
+        }
+    }
+}
+
 /// Starts a new task on the least loaded CPU that it may run on.
 pub fn start(task: Arc<Task>) {
     task::table::insert(&task);
@@ -74,7 +112,7 @@ pub fn start(task: Arc<Task>) {
         } else {
             placement::select_cpu_new(&task.affinity.lock(), me.id, &place::View::now())
         };
-        place::enqueue_on(target, TaskRef(task), EnqueueReason::New);
+        place::enqueue_on(target, TaskRef(task), place::Why::New);
     }
 }
 
@@ -112,16 +150,11 @@ pub fn exit_current() -> ! {
         fpu::forget(cpu::this(), &me);
     }
     task::table::remove(me.id);
+    params::forget(&me);
     me.exited.wake_all();
     instr::cli();
     switch::reschedule(Event::Exit);
     unreachable!("an ended task was scheduled");
-}
-
-/// Whether the CPU runs its idle task. Own CPU, interrupts off.
-#[inline(always)]
-fn is_idle(me: &Cpu) -> bool {
-    core::ptr::eq(me.current.load(Ordering::Relaxed), me.idle.load(Ordering::Relaxed))
 }
 
 /// Loads a thread pointer if another one is loaded. Interrupts are off.

@@ -1,22 +1,37 @@
 //! Which CPU a ready task goes to, and telling that CPU. Used by the rest of `sched` and by everything that wakes tasks.
 //!
-//! Invariant: a task that another CPU still stands on, or whose FPU state lives in another CPU's registers, goes to that CPU and
-//! no other; and whoever queues a task on another CPU makes sure that this CPU looks at it.
+//! Invariants: a task that another CPU still stands on, or whose FPU state lives in another CPU's registers, goes to that CPU and
+//! no other; whoever queues a task on another CPU makes sure that this CPU looks at it; and a task that has to wait for a busy
+//! CPU has an idle one that it may run on, if there is any, come for it.
+//!
+//! # Idle beside work
+//! [`IDLE`] names the CPUs that have found nothing. Wrong would be: a task is queued on a busy CPU, an allowed one halts, and
+//! neither knows of the other. It can't happen, because each side writes before it looks, with a full barrier between: the
+//! idler sets its bit, then looks into all queues (`balance::pull`); the other queues the task, then looks for bits
+//! ([`call_idle`]).
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use vcpu_sched::cpumask::CpuMask;
-use vcpu_sched::ids::CpuId;
+use vcpu_sched::events::{Kind, MigrateReason, flag};
+use vcpu_sched::ids::{CpuId, Nanos};
 use vcpu_sched::placement::{self, CpuView, Placement};
-use vcpu_sched::policy::{EnqueueReason, Policy};
+use vcpu_sched::policy::EnqueueReason;
 use vcpu_sched::task::state::{Action, Event};
 
+use super::{Queue, balance, tick};
 use crate::arch::{apic, descriptors::vector, fpu, instr};
-use crate::cpu;
+use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
-use crate::task::{Task, TaskRef};
+use crate::task::{Task, TaskRef, current};
 use crate::time;
+use crate::trace;
+
+/// CPUs that run their idle task and have looked for work in vain, one bit each. Set by the CPU itself, cleared by itself when
+/// it has found something, or by the one who calls it.
+static IDLE: AtomicU64 = AtomicU64::new(0);
 
 /// What placement sees of the CPUs.
 pub(super) struct View {
@@ -43,26 +58,48 @@ impl CpuView for View {
     }
 }
 
+/// Why a task comes to a queue.
+#[derive(Clone, Copy)]
+pub(super) enum Why {
+    New,
+    Wake,
+    Migrate(MigrateReason),
+}
+
+impl Why {
+    fn reason(self) -> EnqueueReason {
+        match self {
+            Self::New => EnqueueReason::New,
+            Self::Wake => EnqueueReason::Wake,
+            Self::Migrate(_) => EnqueueReason::Migrate,
+        }
+    }
+}
+
 /// Makes a blocked task ready. Costs nothing if it isn't blocked. Returns whether this call did it.
 pub fn wake(task: &Arc<Task>) -> bool {
     if matches!(task.state.apply(Event::Wake), Ok(Action::Enqueue)) {
-        place(TaskRef(task.clone()), EnqueueReason::Wake);
+        place(TaskRef(task.clone()), Why::Wake);
         return true;
     }
     false
 }
 
 /// Puts a ready task that is in no queue into one.
-pub(super) fn place(task: TaskRef, why: EnqueueReason) {
+pub(super) fn place(task: TaskRef, why: Why) {
     let _irq = IrqGuard::new();
     let me = cpu::this();
     let last = CpuId(task.cpu.load(Ordering::Relaxed));
     let target = if is_tied(&task) {
         last
+    } else if let Some(home) = task.sched.home() {
+        home // a deadline task: where it was admitted
     } else if cpu::count() == 1 {
         me.id
     } else if task.allowed_on(last) && cpu::get(last).is_some_and(|c| c.nr_running.load(Ordering::Relaxed) == 0) {
         last // the common answer of `select_cpu`, without building a view
+    } else if let Some(lower) = balance::lower_cpu(&task) {
+        lower
     } else {
         let affinity = task.affinity.lock();
         placement::select_cpu(&Placement { last_cpu: last, allowed: &affinity }, me.id, &View::now())
@@ -78,37 +115,161 @@ pub(super) fn is_tied(task: &Task) -> bool {
     task.on_cpu.load(Ordering::Acquire) || task.fpu_live.load(Ordering::Acquire) != fpu::NOT_LIVE
 }
 
+/// A second handle to a task that somebody else holds, without counting it.
+///
+/// # Safety
+/// `task` points into an `Arc`, which outlives the handle.
+#[inline(always)]
+pub(super) unsafe fn borrowed(task: *const Task) -> ManuallyDrop<TaskRef> {
+    // SAFETY: the caller's promise; never dropped, so the count stays as it is.
+    ManuallyDrop::new(TaskRef(unsafe { Arc::from_raw(task) }))
+}
+
+/// The task that a CPU runs, or is about to; none: the idle task. Its run queue is locked, which keeps the task there.
+#[inline(always)]
+pub(super) fn running(cpu: &Cpu, _locked: &Queue) -> Option<ManuallyDrop<TaskRef>> {
+    let chosen = cpu.chosen.load(Ordering::Relaxed);
+    // SAFETY: the scheduler's reference for the running task is given away only under this lock, after `chosen` has changed.
+    (!chosen.is_null()).then(|| unsafe { borrowed(chosen) })
+}
+
 /// Puts a ready task into a CPU's queue and makes sure that the CPU will look at it. Interrupts are off.
-pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: EnqueueReason) {
+pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
     let me = cpu::this();
     // Only CPUs of the online mask and CPUs that ran the task before are ever chosen.
     let Some(cpu) = cpu::get(target) else { return };
-    let first = {
+    let allowed = task.affinity_word.load(Ordering::Relaxed);
+    let (kick, waits) = {
         let mut rq = cpu.run_queue.lock_irqs_off();
-        let first = rq.is_empty();
-        note_cpu(&task, target);
-        rq.enqueue(task, why, time::at_tsc(instr::rdtsc()));
-        cpu.nr_running.store(cpu.nr_running.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        first
+        let now = time::at_tsc(instr::rdtsc());
+        let from = note_cpu(&task, target);
+        // SAFETY: the queue holds the task for as long as it is locked.
+        let queued = unsafe { borrowed(Arc::as_ptr(&task.0)) };
+        rq.enqueue(task, why.reason(), now);
+        publish(cpu, &rq);
+        let waits = !cpu.chosen.load(Ordering::Relaxed).is_null();
+        let kick = tell(me, cpu, &mut rq, &queued, now);
+        if trace::on() {
+            record(&queued, why, from, target, rq.len() as u32, kick);
+        }
+        (kick, waits)
     };
-    if cpu.id == me.id {
-        super::note_competitor(me);
-        return;
+    if kick {
+        kick_now(cpu);
     }
-    // A sleeping CPU needs the interrupt to wake up; a busy one when this is the first competitor, because it runs without
-    // a tick until then.
-    let asleep = cpu.sleep.kick();
-    if asleep || first {
-        apic::send_ipi(cpu.apic_id(), vector::IPI_RESCHEDULE);
+    if waits && cpu::count() > 1 {
+        call_idle(me, allowed & !(1 << target.0));
     }
 }
 
-/// The task enters a CPU's queue, which is locked.
+/// Lets other CPUs know how much is in a queue, which is locked. Figures for placement and balance, stale at once.
 #[inline(always)]
-pub(super) fn note_cpu(task: &Task, to: CpuId) {
-    if task.cpu.load(Ordering::Relaxed) != to.0 {
-        task.cpu.store(to.0, Ordering::Relaxed);
-        let migrations = &task.stats.migrations;
-        migrations.store(migrations.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+pub(super) fn publish(cpu: &Cpu, rq: &Queue) {
+    let running = u32::from(!cpu.chosen.load(Ordering::Relaxed).is_null());
+    cpu.nr_running.store(rq.len() as u32 + running, Ordering::Relaxed);
+    balance::note_realtime(cpu, rq);
+}
+
+/// Writes the record of a task that was queued.
+#[cold]
+fn record(task: &TaskRef, why: Why, from: CpuId, to: CpuId, queued: u32, kicked: bool) {
+    let seq = task.sched.next_place_record();
+    let flags = if kicked { flag::KICKED } else { 0 };
+    let waker = current().id;
+    match why {
+        Why::New => trace::queued(Kind::New, task.id, seq, flags, waker, to, task.sched.tag(), queued),
+        Why::Wake => trace::queued(Kind::Wake, task.id, seq, flags, waker, to, task.sched.tag(), queued),
+        Why::Migrate(why) => trace::migrate(task.id, seq, from, to, why, queued, kicked),
     }
+}
+
+/// What a task that has just been queued means for its CPU, whose queue is locked. True if the CPU needs an interrupt.
+#[inline(always)]
+fn tell(me: &Cpu, cpu: &Cpu, rq: &mut Queue, queued: &TaskRef, now: Nanos) -> bool {
+    let running = running(cpu, rq);
+    let resched = match &running {
+        None => true,
+        // Its books first: the comparison must not rest on old figures.
+        Some(running) => rq.tick(running, now) | rq.wakeup_preempts(running, queued),
+    };
+    if resched {
+        return request(me, cpu, running.is_some());
+    }
+    let Some(running) = &running else { return false };
+    let look = tick::next_look(cpu, rq, Some(running));
+    if cpu.id == me.id {
+        me.timers.arm_slice(look, instr::rdtsc());
+        return false;
+    }
+    // It may run without a timer, or with a later one: only it can arm its own.
+    look < cpu.timers.slice_end()
+}
+
+/// Asks a CPU, whose queue is locked, to pick anew. True if it needs an interrupt for that.
+pub(super) fn request(me: &Cpu, cpu: &Cpu, busy: bool) -> bool {
+    // Relaxed: the lock orders it.
+    let asked = cpu.need_resched.load(Ordering::Relaxed);
+    cpu.need_resched.store(true, Ordering::Relaxed);
+    if cpu.id == me.id {
+        // A task of the kernel's own doesn't come to the way out of the kernel; an interrupt takes it there.
+        return busy && current().user().is_none();
+    }
+    // A busy CPU that was asked before is on its way: whoever asked has sent the interrupt, or is that CPU itself.
+    cpu.sleep.kick() || (busy && !asked)
+}
+
+/// Sends a CPU the interrupt that makes it look.
+pub(super) fn kick_now(cpu: &Cpu) {
+    trace::ipi_sent(cpu.id, vector::IPI_RESCHEDULE);
+    apic::send_ipi(cpu.apic_id(), vector::IPI_RESCHEDULE);
+}
+
+/// A task that may run on the CPUs of `word` waits for a busy one: an idle one of them, if any, comes for it.
+#[inline]
+pub(super) fn call_idle(me: &Cpu, word: u64) {
+    // The exchange is the barrier between what we queued and the look; see the module's text.
+    me.offer.swap(0, Ordering::SeqCst);
+    let idle = IDLE.load(Ordering::SeqCst) & word;
+    if idle != 0 {
+        call(me, idle);
+    }
+}
+
+#[cold]
+fn call(me: &Cpu, idle: u64) {
+    let id = CpuId(idle.trailing_zeros());
+    // Taken off, so that the next one in need calls another. It puts itself back if it finds nothing.
+    IDLE.fetch_and(!(1 << id.0), Ordering::SeqCst);
+    let Some(cpu) = cpu::get(id) else { return };
+    let kick = {
+        let rq = cpu.run_queue.lock();
+        let busy = running(cpu, &rq).is_some();
+        request(me, cpu, busy)
+    };
+    if kick {
+        kick_now(cpu);
+    }
+}
+
+/// This CPU has found nothing in its own queue, and looks into the others' next.
+pub(super) fn announce_idle(me: &Cpu) {
+    IDLE.fetch_or(1 << me.id.0, Ordering::SeqCst);
+}
+
+/// This CPU has found something.
+pub(super) fn leave_idle(me: &Cpu) {
+    let bit = 1 << me.id.0;
+    if IDLE.load(Ordering::Relaxed) & bit != 0 {
+        IDLE.fetch_and(!bit, Ordering::SeqCst);
+    }
+}
+
+/// The task enters a CPU's queue, which is locked. Where it was before.
+#[inline(always)]
+fn note_cpu(task: &Task, to: CpuId) -> CpuId {
+    let from = task.cpu.load(Ordering::Relaxed);
+    if from != to.0 {
+        task.cpu.store(to.0, Ordering::Relaxed);
+    }
+    CpuId(from)
 }

@@ -1,25 +1,36 @@
 //! Leaving one task for the next. Entered by `sched` only, with interrupts off.
 //!
 //! `need_resched`: whoever wants another CPU to look again sets it with that CPU's run queue locked, and the head of
-//! `reschedule` clears it under the same lock, which it holds until it has picked. So a request either comes before the pick,
+//! [`reschedule`] clears it under the same lock, which it holds until it has picked. So a request either comes before the pick,
 //! which then takes into account what it was made for, or survives it.
 
 use alloc::sync::Arc;
-use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use vcpu_sched::events::{ClassTag, MigrateReason, Side, flag};
 use vcpu_sched::ids::Nanos;
-use vcpu_sched::policy::{EnqueueReason, Policy, PutReason};
+use vcpu_sched::policy::{EnqueueReason, PutReason};
 use vcpu_sched::task::state::{Action, Event, State};
 
-use super::{RunQueue, balance, load_fs_base, place, tick};
+use super::place::{self, Why};
+use super::{Queue, balance, load_fs_base, tick};
 use crate::arch::{fpu, instr, switch};
 use crate::cpu::{self, Cpu};
 use crate::mm::layout::CPU_SLOT;
 use crate::mm::page_table::Entry;
 use crate::mm::shootdown;
+use crate::sync::SpinLockGuard;
 use crate::task::{Task, TaskRef};
 use crate::time;
+use crate::trace;
+
+/// What became of the task that is being left.
+#[derive(Clone, Copy)]
+struct Left {
+    /// The reference that it ran on is the queue's now.
+    queued: bool,
+    state: State,
+}
 
 /// Applies `event` to the current task and switches to whoever runs next. Interrupts are off.
 ///
@@ -29,91 +40,28 @@ pub(super) fn reschedule(event: Event) {
     let me = cpu::this();
     // SAFETY: the scheduler owns a reference for the running task.
     let prev: &Task = unsafe { &*me.current.load(Ordering::Relaxed) };
-    let idle: *const Task = me.idle.load(Ordering::Relaxed);
-    let was_idle = core::ptr::eq(prev, idle);
+    let was_idle = core::ptr::eq(prev, me.idle.load(Ordering::Relaxed));
 
     let mut rq = me.run_queue.lock_irqs_off();
     // Relaxed: the lock orders it, see the module's text.
     me.need_resched.store(false, Ordering::Relaxed);
     let tsc = instr::rdtsc();
     let now = time::at_tsc(tsc);
-    let ran = now - Nanos(me.picked_time.load(Ordering::Relaxed));
     add(&prev.stats.run_ticks, tsc.wrapping_sub(me.picked_at.load(Ordering::Relaxed)));
-    // Whether the reference that `prev` runs on has moved to the queue.
-    let mut moved = !was_idle && put_prev(me, prev, &mut rq, event, ran, now);
-    let next = loop {
-        let Some(t) = rq.pick_next(now) else {
-            drop(rq);
-            let stole = balance::steal(me, now);
-            rq = me.run_queue.lock_irqs_off();
-            // Something may also have come by itself while the lock was open.
-            if stole || !rq.is_empty() {
-                continue;
-            }
-            break None;
-        };
-        if t.allowed_on(me.id) {
-            break Some(t);
-        }
-        one_less(me);
-        if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
-            // It may not stay here (it was woken while it was leaving, or its affinity has just changed): its successor sends
-            // it on, with the reference that it runs on.
-            if core::mem::take(&mut moved) {
-                core::mem::forget(t);
-            }
-            me.forward.store(true, Ordering::Relaxed);
-            continue;
-        }
-        drop(rq); // one run-queue lock at a time
-        fpu::flush_live(me, &t);
-        place::place(t, EnqueueReason::Migrate);
-        rq = me.run_queue.lock_irqs_off();
+    let left = if was_idle {
+        Left { queued: false, state: State::Ready }
+    } else {
+        put_prev(me, prev, &mut rq, event, now)
     };
-    let has_competitor = !rq.is_empty();
-    let next: *const Task = match next {
-        Some(t) => {
-            if t.state.apply(Event::Pick).is_err() {
-                picked_wrongly(&t);
-            }
-            let next = Arc::into_raw(t.0);
-            me.chosen.store(next.cast_mut(), Ordering::Relaxed);
-            next
-        }
-        None => {
-            me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
-            idle
-        }
-    };
-    drop(rq);
-    me.picked_at.store(tsc, Ordering::Relaxed);
-    me.picked_time.store(now.0, Ordering::Relaxed);
-    if has_competitor && !core::ptr::eq(next, idle) {
-        me.timers.arm_slice(tick::slice_end(tsc));
-    }
-    if core::ptr::eq(next, prev) {
-        if !was_idle && !moved {
-            // It was woken while it was leaving: the waker's reference came on top of the one that it runs on.
-            // SAFETY: `into_raw` above made it.
-            drop(unsafe { Arc::from_raw(next) });
-        }
-        return;
-    }
-    me.leaving.store(
-        if moved || was_idle { core::ptr::null_mut() } else { core::ptr::from_ref(prev).cast_mut() },
-        Ordering::Relaxed,
-    );
-    // SAFETY: `next` is held by the reference that just moved into `current`.
-    switch_to(me, prev, unsafe { &*next });
+    go_on(me, prev, rq, left, event == Event::Preempt, tsc, now);
 }
 
-/// Tells the state table and the policy what becomes of the task that is being left. Returns whether the reference that it
-/// ran on now belongs to the queue.
+/// Tells the state table and the queue what becomes of the task that is being left.
 #[inline(always)]
-fn put_prev(me: &Cpu, prev: &Task, rq: &mut RunQueue, event: Event, ran: Nanos, now: Nanos) -> bool {
+fn put_prev(me: &Cpu, prev: &Task, rq: &mut Queue, event: Event, now: Nanos) -> Left {
     // SAFETY: tasks live in Arcs, and the scheduler owns a reference for the running one: this one. It is given away only
-    // where `true` is returned.
-    let held = ManuallyDrop::new(TaskRef(unsafe { Arc::from_raw(prev) }));
+    // where `queued` is true.
+    let held = unsafe { place::borrowed(prev) };
     let wanted_to_block = prev.state.load() == State::Blocking;
     match prev.state.apply(event) {
         Ok(Action::Enqueue) => {
@@ -124,38 +72,159 @@ fn put_prev(me: &Cpu, prev: &Task, rq: &mut RunQueue, event: Event, ran: Nanos, 
             } else {
                 (PutReason::Preempted, EnqueueReason::Preempted)
             };
-            let counter = if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary };
-            add(counter, 1);
+            add(if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary }, 1);
+            rq.put_prev(&held, put, now);
             if prev.allowed_on(me.id) {
-                rq.put_prev(&held, ran, put);
-                rq.enqueue(ManuallyDrop::into_inner(held), why, now);
-                return true;
+                rq.enqueue(core::mem::ManuallyDrop::into_inner(held), why, now);
+                return Left { queued: true, state: State::Ready };
             }
             // It may not stay here: its successor sends it on.
-            rq.put_prev(&held, ran, PutReason::Migrate);
             me.forward.store(true, Ordering::Relaxed);
+            Left { queued: false, state: State::Ready }
         }
         Ok(Action::Nothing) => {
-            rq.put_prev(&held, ran, PutReason::Block);
+            rq.put_prev(&held, PutReason::Block, now);
             add(&prev.stats.voluntary, 1);
+            Left { queued: false, state: State::Blocked }
         }
-        Ok(Action::Reap) => rq.put_prev(&held, ran, PutReason::Exit),
+        Ok(Action::Reap) => {
+            rq.put_prev(&held, PutReason::Exit, now);
+            Left { queued: false, state: State::Dead }
+        }
         Err(_) => left_wrongly(prev, event),
     }
-    one_less(me);
-    false
+}
+
+/// Picks the next task, and switches to it if it is another one.
+#[inline(always)]
+fn go_on(
+    me: &'static Cpu,
+    prev: &Task,
+    mut rq: SpinLockGuard<'static, Queue, ()>,
+    mut left: Left,
+    preempted: bool,
+    tsc: u64,
+    now: Nanos,
+) {
+    let idle: *const Task = me.idle.load(Ordering::Relaxed);
+    let was_idle = core::ptr::eq(prev, idle);
+    let next = loop {
+        if balance::realtime_elsewhere(me) {
+            rq = unlocked(me, rq, |_, above| balance::pull_realtime(me, above));
+        }
+        let Some(t) = rq.pick_next(now) else {
+            if cpu::count() == 1 {
+                break None;
+            }
+            rq = unlocked(me, rq, |me, _| {
+                place::announce_idle(me);
+                balance::pull(me);
+            });
+            // What was pulled, or has come by itself while the lock was open.
+            if rq.is_empty() {
+                break None;
+            }
+            continue;
+        };
+        if t.allowed_on(me.id) {
+            break Some(t);
+        }
+        rq.put_prev(&t, PutReason::Migrate, now);
+        if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
+            // It may not stay here (it was woken while it was leaving, or its affinity has just changed): its successor sends
+            // it on, with the reference that it runs on.
+            if core::mem::take(&mut left.queued) {
+                core::mem::forget(t);
+            }
+            me.forward.store(true, Ordering::Relaxed);
+            continue;
+        }
+        rq = unlocked(me, rq, |me, _| {
+            fpu::flush_live(me, &t);
+            place::place(t, Why::Migrate(MigrateReason::Affinity));
+        });
+    };
+    let next: *const Task = match next {
+        Some(t) => {
+            if t.state.apply(Event::Pick).is_err() {
+                picked_wrongly(&t);
+            }
+            me.prio.store(t.sched.tag().prio, Ordering::Relaxed);
+            me.picked_at.store(tsc, Ordering::Relaxed);
+            me.timers.arm_slice(tick::next_look(me, &rq, Some(&t)), tsc);
+            let next = Arc::into_raw(t.0);
+            me.chosen.store(next.cast_mut(), Ordering::Relaxed);
+            next
+        }
+        None => {
+            me.prio.store(ClassTag::IDLE.prio, Ordering::Relaxed);
+            me.picked_at.store(tsc, Ordering::Relaxed);
+            me.timers.arm_slice(tick::next_look(me, &rq, None), tsc);
+            me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
+            idle
+        }
+    };
+    me.picked_time.store(now.0, Ordering::Relaxed);
+    place::publish(me, &rq);
+    let same = core::ptr::eq(next, prev);
+    // SAFETY: `next` is held by the reference that just moved here.
+    let next_task = unsafe { &*next };
+    if trace::on() && !same {
+        record(prev, next_task, idle, left.state, preempted, rq.len() as u32);
+    }
+    drop(rq);
+    if same {
+        if !was_idle && !left.queued {
+            // It was woken while it was leaving: the waker's reference came on top of the one that it runs on.
+            // SAFETY: `into_raw` above made it.
+            drop(unsafe { Arc::from_raw(next) });
+        }
+        return;
+    }
+    if was_idle {
+        place::leave_idle(me);
+    }
+    let gone = if left.queued || was_idle { core::ptr::null_mut() } else { core::ptr::from_ref(prev).cast_mut() };
+    me.leaving.store(gone, Ordering::Relaxed);
+    if left.queued && cpu::count() > 1 {
+        let elsewhere = prev.affinity_word.load(Ordering::Relaxed) & !(1 << me.id.0);
+        me.offer.store(elsewhere, Ordering::Relaxed);
+    }
+    switch_to(me, prev, next_task);
+}
+
+/// Opens the run queue's lock for `f`, which gets the highest real-time priority in the queue. Until it is locked again, the CPU
+/// looks idle to others: it runs nothing that could be preempted.
+#[cold]
+fn unlocked(
+    me: &'static Cpu,
+    rq: SpinLockGuard<'static, Queue, ()>,
+    f: impl FnOnce(&Cpu, u8),
+) -> SpinLockGuard<'static, Queue, ()> {
+    me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
+    me.prio.store(ClassTag::IDLE.prio, Ordering::Relaxed);
+    place::publish(me, &rq);
+    let above = rq.highest_realtime();
+    drop(rq);
+    f(me, above);
+    me.run_queue.lock_irqs_off()
+}
+
+/// Writes the record of a switch. The run queue is locked.
+#[cold]
+fn record(prev: &Task, next: &Task, idle: *const Task, state: State, preempted: bool, queued: u32) {
+    let side = |t: &Task| {
+        let class = if core::ptr::eq(t, idle) { ClassTag::IDLE } else { t.sched.tag() };
+        Side { task: t.id, seq: t.sched.next_place_record(), class }
+    };
+    let flags = state as u8 | if preempted { flag::PREEMPTED } else { 0 };
+    trace::switch(side(prev), side(next), flags, queued);
 }
 
 /// Adds to a counter that only this CPU writes, for now: the task's own, or this CPU's.
 #[inline(always)]
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-}
-
-/// A task has left this CPU's queue, which is locked.
-#[inline(always)]
-fn one_less(me: &Cpu) {
-    me.nr_running.store(me.nr_running.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
 }
 
 #[cold]
@@ -203,6 +272,14 @@ fn finish_switch() {
     if !prev.is_null() {
         let_go(me, prev);
     }
+    let offer = me.offer.load(Ordering::Relaxed);
+    if offer != 0 {
+        // It could not be taken before: this CPU stood on its stack.
+        place::call_idle(me, offer);
+        if balance::realtime_here(me) {
+            balance::push_realtime(me);
+        }
+    }
 }
 
 /// Drops the reference to the task that has left, or sends the task on.
@@ -212,7 +289,7 @@ fn let_go(me: &Cpu, prev: *mut Task) {
     let prev = unsafe { Arc::from_raw(prev.cast_const()) };
     if me.forward.load(Ordering::Relaxed) {
         me.forward.store(false, Ordering::Relaxed);
-        place::place(TaskRef(prev), EnqueueReason::Migrate);
+        place::place(TaskRef(prev), Why::Migrate(MigrateReason::Affinity));
     }
 }
 
@@ -222,4 +299,3 @@ extern "C" fn finish_first_switch() {
     finish_switch();
     instr::sti();
 }
-

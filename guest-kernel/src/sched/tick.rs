@@ -1,45 +1,67 @@
-//! The end of a slice. Tickless: the timer is armed only while somebody waits for the CPU. Called by `time::timer` and by
-//! whoever queues a task.
+//! The end of a slice, and whatever else only time brings about. Tickless: the timer is armed for the moment at which the run
+//! queue must be asked again, and not at all while the running task has no competitor. Called by `time::timer` and by whoever
+//! changes a queue.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
-use vcpu_sched::policy::Policy;
+use vcpu_sched::ids::Nanos;
 
+use super::{Queue, balance, place};
+use crate::arch::instr;
 use crate::cpu::Cpu;
+use crate::task::TaskRef;
 use crate::time;
+use crate::trace;
 
-/// Length of a slice in TSC ticks: the same for every task under round robin.
-static SLICE_TICKS: AtomicU64 = AtomicU64::new(u64::MAX >> 1);
-
-/// Takes the slice's length, once the clock is there. Boot CPU.
-pub fn init() {
-    SLICE_TICKS.store(time::ticks(vcpu_sched::policy::round_robin::DEFAULT_SLICE), Ordering::Relaxed);
-}
-
-/// When the slice of the current task ends, in TSC ticks.
+/// When a CPU's queue, which is locked, must be asked again, in TSC ticks; `u64::MAX`: never, as things are.
 #[inline(always)]
-pub(super) fn slice_end(picked_at: u64) -> u64 {
-    picked_at.wrapping_add(SLICE_TICKS.load(Ordering::Relaxed))
-}
-
-/// This CPU's queue has something: leave the idle task, or limit the current one's time. Own CPU, interrupts off.
-pub fn note_competitor(me: &Cpu) {
-    if super::is_idle(me) {
-        me.need_resched.store(true, Ordering::Relaxed);
-    } else {
-        me.timers.arm_slice(slice_end(me.picked_at.load(Ordering::Relaxed)));
+pub(super) fn next_look(cpu: &Cpu, rq: &Queue, running: Option<&TaskRef>) -> u64 {
+    let slice = match running.and_then(|running| rq.slice(running)) {
+        Some(slice) => cpu.picked_at.load(Ordering::Relaxed).saturating_add(time::slice_ticks(slice)),
+        None => u64::MAX,
+    };
+    match rq.next_event() {
+        Some(event) => slice.min(time::tsc_at(event)),
+        None => slice,
     }
 }
 
-/// The timer has fired: has the current task had its share? Own CPU, interrupts off.
-pub fn slice_over(me: &Cpu, now: u64) {
-    if super::is_idle(me) || me.run_queue.lock_irqs_off().is_empty() {
-        return;
+/// The timer has fired, or should have. Own CPU, interrupts off.
+pub fn timer(me: &Cpu) {
+    let over = {
+        let mut rq = me.run_queue.lock_irqs_off();
+        let tsc = instr::rdtsc();
+        me.timers.arm_slice(u64::MAX, tsc);
+        let over = ask(me, &mut rq, time::at_tsc(tsc));
+        if over {
+            // Relaxed: the lock orders it. Looked at on the way out of this interrupt.
+            me.need_resched.store(true, Ordering::Relaxed);
+        } else {
+            let running = place::running(me, &rq);
+            me.timers.arm_slice(next_look(me, &rq, running.as_deref()), tsc);
+        }
+        over
+    };
+    trace::tick(over);
+    if me.nr_running.load(Ordering::Relaxed) > 1 {
+        balance::spread(me);
     }
-    let end = slice_end(me.picked_at.load(Ordering::Relaxed));
-    if now >= end {
-        me.need_resched.store(true, Ordering::Relaxed);
-    } else {
-        me.timers.arm_slice(end);
+}
+
+/// Whether somebody else must run now.
+fn ask(me: &Cpu, rq: &mut Queue, now: Nanos) -> bool {
+    let event = rq.next_event().is_some_and(|at| at <= now) && rq.event(now);
+    let running = place::running(me, rq);
+    // Both: a tick charges.
+    let over = running.is_some_and(|running| rq.tick(&running, now));
+    event || over
+}
+
+/// Another CPU has put something into this one's queue: arms the timer for it. Own CPU, interrupts off.
+pub fn rearm(me: &Cpu) {
+    let rq = me.run_queue.lock_irqs_off();
+    if !me.need_resched.load(Ordering::Relaxed) {
+        let running = place::running(me, &rq);
+        me.timers.arm_slice(next_look(me, &rq, running.as_deref()), instr::rdtsc());
     }
 }

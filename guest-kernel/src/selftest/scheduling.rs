@@ -243,13 +243,18 @@ extern "C" fn tell_cpu(argument: usize) -> ! {
     sched::exit_current()
 }
 
+/// Restricts a task to one CPU.
+fn move_to(task: &Arc<Task>, cpu: CpuId) -> TestResult {
+    sched::set_affinity(task, &CpuMask::one_shot(cpu)).map_err(|e| alloc::format!("{e}"))
+}
+
 fn running_task_is_moved() -> TestResult {
     let (m, pass) = share(Mover { stop: AtomicBool::new(false), at: AtomicU32::new(u32::MAX) });
     let n = cpu::count();
     let t = spawn_on(n - 1, "mover", tell_cpu, pass())?;
     for i in 0..3 * n {
         let target = CpuId(i % n);
-        sched::set_affinity(&t, &CpuMask::one_shot(target));
+        move_to(&t, target)?;
         wait_for("the task's move", HANG_MS, || m.at.load(Ordering::Relaxed) == target.0).map_err(|e| {
             let on = t.cpu.load(Ordering::Relaxed);
             let (state, on_cpu) = (t.state.load(), t.on_cpu.load(Ordering::Relaxed));
@@ -272,7 +277,7 @@ fn queued_task_is_moved() -> TestResult {
     let a = spawn_on(n - 1, "a", tell_cpu, pass())?;
     let b = spawn_on(n - 1, "b", tell_cpu, pass())?;
     for t in [&a, &b] {
-        sched::set_affinity(t, &CpuMask::one_shot(CpuId(0)));
+        move_to(t, CpuId(0))?;
     }
     wait_for("both moves", HANG_MS, || a.cpu.load(Ordering::Relaxed) == 0 && b.cpu.load(Ordering::Relaxed) == 0)?;
     m.stop.store(true, Ordering::Relaxed);

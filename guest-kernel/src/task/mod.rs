@@ -96,7 +96,7 @@ pub struct Task {
     pub fpu_cpu: AtomicU32,
     /// Where the task may run. Guards the mask only.
     pub affinity: SpinLock<CpuMask>,
-    /// Kept equal to `affinity` for up to 64 CPUs, for lock-free looks.
+    /// Where it may run in fact, for lock-free looks: the first 64 CPUs of `affinity`, or the home of a deadline task.
     pub affinity_word: AtomicU64,
     /// Bits of [`work`].
     pub work: AtomicU32,
@@ -277,10 +277,8 @@ impl Task {
         self.affinity_word.load(Ordering::Relaxed) >> (cpu.0 & 63) & 1 != 0
     }
 
-    /// Replaces the affinity mask. The caller moves the task if it has to.
-    pub fn set_affinity_mask(&self, mask: &CpuMask) {
-        let mut m = self.affinity.lock();
-        *m = mask.clone();
+    /// Replaces where the task may run in fact. For `sched`, which moves it if it has to.
+    pub(crate) fn restrict_to(&self, mask: &CpuMask) {
         // SeqCst: see `sched::affinity`.
         self.affinity_word.swap(mask_word(mask), Ordering::SeqCst);
     }

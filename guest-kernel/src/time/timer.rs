@@ -1,7 +1,9 @@
 //! One-shot timers and the slice timer of each CPU, on one local APIC timer.
 //!
 //! Tickless: the hardware timer is armed only for the earliest thing that is due. Invariant: `programmed` is no later than
-//! the earliest deadline of the queue and the slice; firing early costs one interrupt, firing late can't happen.
+//! the earliest deadline of the queue and the slice; firing early costs one interrupt, firing late can't happen. A time in
+//! `programmed` that has passed counts as not armed, so an interrupt that got lost delays things until somebody arms the next
+//! timer here, and not for ever.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +32,7 @@ enum Action {
 pub struct CpuTimers {
     /// Guards the queue only.
     queue: SpinLock<TimerQueue<Action>>,
-    /// TSC value at which the current task's slice ends; `u64::MAX`: it has no competitor.
+    /// TSC value at which the run queue must be asked again; `u64::MAX`: never. Written with the run queue locked.
     slice_end: AtomicU64,
     /// TSC value for which the hardware is armed; `u64::MAX`: not armed.
     programmed: AtomicU64,
@@ -65,7 +67,7 @@ fn arm(deadline: Nanos, action: Action) -> TimerHandle {
     let _irq = IrqGuard::new();
     let me = cpu::this();
     let id = me.timers.queue.lock().arm(deadline, action);
-    me.timers.program(super::tsc_at(deadline));
+    me.timers.program(super::tsc_at(deadline), instr::rdtsc());
     TimerHandle { cpu: me.id, id }
 }
 
@@ -79,17 +81,28 @@ impl CpuTimers {
         }
     }
 
-    /// Ends the current task's slice at a TSC value. Own CPU, interrupts off.
+    /// Has the run queue asked again at a TSC value, `u64::MAX`: not at all. `now` is the TSC. Own CPU, interrupts off, run queue
+    /// locked.
     #[inline]
-    pub fn arm_slice(&self, end: u64) {
+    pub fn arm_slice(&self, end: u64, now: u64) {
         self.slice_end.store(end, Ordering::Relaxed);
-        self.program(end);
+        if end != u64::MAX {
+            self.program(end, now);
+        }
+    }
+
+    /// See [`CpuTimers::arm_slice`]. For other CPUs, with the run queue locked.
+    #[inline]
+    pub fn slice_end(&self) -> u64 {
+        self.slice_end.load(Ordering::Relaxed)
     }
 
     /// Makes the hardware fire at `tsc` or earlier. Own CPU, interrupts off.
     #[inline]
-    fn program(&self, tsc: u64) {
-        if tsc < self.programmed.load(Ordering::Relaxed) {
+    fn program(&self, tsc: u64, now: u64) {
+        let programmed = self.programmed.load(Ordering::Relaxed);
+        // The second: that interrupt is pending, or lost.
+        if tsc < programmed || programmed < now {
             self.programmed.store(tsc, Ordering::Relaxed);
             apic::arm_timer(tsc);
         }
@@ -101,7 +114,6 @@ pub fn interrupt(me: &Cpu) {
     me.stats.timer_interrupts.fetch_add(1, Ordering::Relaxed);
     let timers = &me.timers;
     timers.programmed.store(u64::MAX, Ordering::Relaxed);
-    let slice_end = timers.slice_end.swap(u64::MAX, Ordering::Relaxed);
     let now = super::now();
     loop {
         // One at a time: the action runs without the lock, it may arm or cancel timers.
@@ -113,11 +125,16 @@ pub fn interrupt(me: &Cpu) {
             Action::Call(target) => target.fire(),
         }
     }
-    if slice_end != u64::MAX {
-        sched::slice_over(me, instr::rdtsc());
+    let tsc = instr::rdtsc();
+    // Early (a hardware timer that can't count as far, a timer that was cancelled): what is left is armed again.
+    let slice_end = timers.slice_end();
+    if slice_end <= tsc {
+        sched::timer(me);
+    } else if slice_end != u64::MAX {
+        timers.program(slice_end, tsc);
     }
     let next = timers.queue.lock().next_deadline();
     if let Some(next) = next {
-        timers.program(super::tsc_at(next));
+        timers.program(super::tsc_at(next), tsc);
     }
 }

@@ -39,7 +39,7 @@ pub fn set_affinity(thread: &Thread, pid: u64, size: u64, mask: u64) -> SysResul
     if wanted.is_empty() {
         return Err(Errno::EINVAL);
     }
-    sched::set_affinity(&task, &wanted);
+    sched::set_affinity(&task, &wanted).map_err(|_| Errno::EBUSY)?;
     Ok(0)
 }
 
