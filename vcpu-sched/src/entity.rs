@@ -11,6 +11,7 @@ use crate::cell::{I64Cell, U8Cell, U16Cell, U32Cell, U64Cell};
 use crate::events::ClassTag;
 use crate::ids::{CpuId, Nanos, TaskId};
 use crate::params::{Class, DeadlineParams, Nice, RtPriority, SchedParams, Slice, number};
+use crate::placement::Level;
 use crate::policy::fair::weight;
 use crate::sync::{AtomicU8, AtomicU32, Ordering, const_new};
 
@@ -217,6 +218,17 @@ impl SchedEntity {
     #[inline]
     pub fn tag(&self) -> ClassTag {
         ClassTag { prio: self.prio.get(), policy: self.params.policy.get() }
+    }
+
+    /// How important it is beside what runs on other CPUs.
+    #[inline]
+    pub fn level(&self) -> Level {
+        match self.rank() {
+            Rank::Stop => Level::STOP,
+            Rank::Deadline => Level::DEADLINE,
+            Rank::Realtime => Level::realtime(self.rt_priority()),
+            Rank::Normal => Level::NORMAL,
+        }
     }
 
     /// Its real-time priority; 0 if it has none.

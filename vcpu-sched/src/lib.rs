@@ -14,6 +14,8 @@
 //! | [`runqueue`] | one CPU's tasks, in classes | yes |
 //! | [`policy`] | who runs next: the contract and the policies | yes |
 //! | [`placement`] | which CPU a task goes to | yes |
+//! | [`balance`] | which task goes to another CPU | idle CPUs |
+//! | [`topology`] | who shares cores and caches | yes |
 //! | [`cpu`] | halting without losing a wake-up, coalescing IPIs | yes |
 //! | [`accounting`] | what a task did with its time | yes |
 //! | [`clock`] | TSC ticks to nanoseconds and back | yes |
@@ -37,6 +39,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod accounting;
+pub mod balance;
 mod cell;
 pub mod checker;
 pub mod clock;
@@ -56,3 +59,4 @@ mod sync;
 pub mod task;
 pub mod taskview;
 pub mod timer;
+pub mod topology;

@@ -6,6 +6,7 @@
 
 use crate::cpumask::CpuMask;
 use crate::ids::CpuId;
+use crate::topology::Topology;
 
 /// What placement needs to know of a task.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +17,39 @@ pub struct Placement<'a> {
     pub allowed: &'a CpuMask,
 }
 
+/// How important what runs on a CPU is: idle, normal, real-time by priority, deadline, stop.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Level(u8);
+
+impl Level {
+    /// Nothing runs.
+    pub const IDLE: Self = Self(0);
+    /// An ordinary task.
+    pub const NORMAL: Self = Self(1);
+    /// A deadline task.
+    pub const DEADLINE: Self = Self(101);
+    /// A stop task.
+    pub const STOP: Self = Self(102);
+
+    /// A real-time task of this priority; 0: an ordinary one.
+    #[inline]
+    pub const fn realtime(priority: u8) -> Self {
+        Self(if priority > 99 { 100 } else { 1 + priority })
+    }
+
+    /// As a number, for a kernel that keeps each CPU's in an atomic.
+    #[inline]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// From such a number; what is none is the highest.
+    #[inline]
+    pub const fn from_u8(number: u8) -> Self {
+        if number < 102 { Self(number) } else { Self::STOP }
+    }
+}
+
 /// What placement needs to know of the CPUs. May be stale.
 pub trait CpuView {
     /// The CPUs that take tasks.
@@ -24,11 +58,27 @@ pub trait CpuView {
     fn is_idle(&self, cpu: CpuId) -> bool;
     /// How many tasks run and wait there, the current one included. Asked only for CPUs that are online.
     fn nr_running(&self, cpu: CpuId) -> u32;
+    /// Who shares cores and caches with whom; `None` for a flat machine.
+    fn topology(&self) -> Option<&Topology> {
+        None
+    }
+    /// How important what runs there is. Asked only for CPUs that are online, and for the sake of real-time tasks.
+    fn level(&self, cpu: CpuId) -> Level {
+        if self.is_idle(cpu) { Level::IDLE } else { Level::NORMAL }
+    }
+    /// The highest real-time priority that waits there; 0 if none does.
+    fn waiting_realtime(&self, cpu: CpuId) -> u8 {
+        let _ = cpu;
+        0
+    }
 }
 
-/// Chooses the CPU for a waking task, in this order: its last CPU if idle; the waker's if idle; any idle one, searched
-/// from the last CPU upwards; else the less loaded of the last and the waker's, the last if equal; else (neither is
-/// allowed) the least loaded of all.
+/// Chooses the CPU for a waking task, in this order: its last CPU if idle; an idle one that shares the last one's cache;
+/// the waker's if idle; an idle one that shares the waker's cache; any idle one, searched from the last CPU upwards; else the
+/// less loaded of the last and the waker's, the last if equal; else (neither is allowed) the least loaded of all.
+///
+/// Among idle ones of a cache, or of all, one whose whole core is idle goes first: siblings share its units. On a flat
+/// machine there are no such preferences. A third CPU beside last and waker's is chosen only because it is idle.
 ///
 /// If no allowed CPU is online, it is the first allowed one: the task waits there until it comes. An empty `allowed`,
 /// which must not be, gives `last_cpu`.
@@ -40,11 +90,16 @@ pub fn select_cpu(task: &Placement<'_>, waker: CpuId, view: &impl CpuView) -> Cp
     if last_usable && view.is_idle(last) {
         return last;
     }
+    let topology = view.topology();
+    let near = |cpu| idle_within(topology.and_then(|topology| topology.shared_cache(cpu))?, cpu, task, view);
+    if let Some(idle) = near(last) {
+        return idle;
+    }
     let waker_usable = usable(waker);
     if waker_usable && view.is_idle(waker) {
         return waker;
     }
-    if let Some(idle) = task.allowed.iter_both_from(online, last).find(|&cpu| view.is_idle(cpu)) {
+    if let Some(idle) = near(waker).or_else(|| idle_within(online, last, task, view)) {
         return idle;
     }
     match (last_usable, waker_usable) {
@@ -52,6 +107,39 @@ pub fn select_cpu(task: &Placement<'_>, waker: CpuId, view: &impl CpuView) -> Cp
         (true, _) => last,
         (false, true) => waker,
         (false, false) => least_loaded(task.allowed, last, view).unwrap_or(last),
+    }
+}
+
+/// An idle CPU of a set that the task may use, from `start` upwards: one on an idle core, else any.
+fn idle_within(set: &CpuMask, start: CpuId, task: &Placement<'_>, view: &impl CpuView) -> Option<CpuId> {
+    let online = view.online();
+    let idle = |cpu: &CpuId| task.allowed.test(*cpu) && view.is_idle(*cpu);
+    let mut any = None;
+    for cpu in set.iter_both_from(online, start).filter(idle) {
+        let siblings = view.topology().and_then(|topology| topology.siblings(cpu));
+        let alone = siblings.is_none_or(|all| all.iter_both_from(online, cpu).all(|other| view.is_idle(other)));
+        if alone {
+            return Some(cpu);
+        }
+        any = any.or(Some(cpu));
+    }
+    any
+}
+
+/// Chooses the CPU for a waking real-time task: its last one if that runs something less important; else the allowed one
+/// that runs the least important, if that is less important; else its last one, where it waits for its turn.
+///
+/// If its last CPU is not allowed or offline, or no allowed CPU is online, it is as in [`select_cpu`].
+pub fn select_cpu_realtime(level: Level, task: &Placement<'_>, waker: CpuId, view: &impl CpuView) -> CpuId {
+    let last = task.last_cpu;
+    let last_usable = task.allowed.test(last) && view.online().test(last);
+    if last_usable && view.level(last) < level {
+        return last;
+    }
+    match crate::balance::push_target(level, task.allowed, last, view) {
+        Some(lower) => lower,
+        None if last_usable => last,
+        None => select_cpu(task, waker, view),
     }
 }
 

@@ -3,9 +3,11 @@
 use proptest::prelude::*;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::ids::CpuId;
+use vcpu_sched::balance;
 use vcpu_sched::placement::{
-    CpuView, PickVerdict, Placement, enqueue_target, pick_verdict, select_cpu, select_cpu_new,
+    CpuView, Level, PickVerdict, Placement, enqueue_target, pick_verdict, select_cpu, select_cpu_new, select_cpu_realtime,
 };
+use vcpu_sched::topology::{Seat, Topology};
 
 #[derive(Clone, Debug)]
 struct Machine {
@@ -146,4 +148,129 @@ fn verdicts() {
     assert_eq!(pick_verdict(CpuId(1), &here, true), PickVerdict::Run);
     assert_eq!(pick_verdict(CpuId(1), &elsewhere, false), PickVerdict::Forward);
     assert_eq!(pick_verdict(CpuId(1), &elsewhere, true), PickVerdict::ForwardAfterSwitch);
+}
+
+/// A machine with cores, caches and nodes, whose CPUs run and queue real-time tasks.
+struct Big {
+    flat: Machine,
+    topology: Topology,
+    levels: Vec<u8>,
+}
+
+impl Big {
+    /// `cpus` CPUs, two on a core, four on a cache, eight on a node.
+    fn new(load: Vec<u32>, levels: Vec<u8>) -> Self {
+        let cpus = load.len() as u32;
+        let seats: Vec<Seat> = (0..cpus).map(|cpu| Seat { core: cpu / 2, cache: cpu / 4, node: cpu / 8 }).collect();
+        Self { flat: Machine { online: CpuMask::full(cpus), load }, topology: Topology::new(&seats), levels }
+    }
+}
+
+impl CpuView for Big {
+    fn online(&self) -> &CpuMask {
+        &self.flat.online
+    }
+    fn is_idle(&self, cpu: CpuId) -> bool {
+        self.flat.is_idle(cpu)
+    }
+    fn nr_running(&self, cpu: CpuId) -> u32 {
+        self.flat.nr_running(cpu)
+    }
+    fn topology(&self) -> Option<&Topology> {
+        Some(&self.topology)
+    }
+    fn level(&self, cpu: CpuId) -> Level {
+        if self.is_idle(cpu) { Level::IDLE } else { Level::realtime(self.levels[cpu.index()]) }
+    }
+    fn waiting_realtime(&self, cpu: CpuId) -> u8 {
+        self.levels[cpu.index()]
+    }
+}
+
+#[test]
+fn a_waking_task_stays_near_its_cache_and_prefers_an_idle_core() {
+    let all = CpuMask::full(16);
+    let choose = |idle: &[usize], last: u32, waker: u32, allowed: &CpuMask| {
+        let load = (0..16).map(|cpu| u32::from(!idle.contains(&cpu))).collect();
+        select_cpu(&Placement { last_cpu: CpuId(last), allowed }, CpuId(waker), &Big::new(load, vec![0; 16])).0
+    };
+    assert_eq!(choose(&[1, 2, 3, 9], 1, 9, &all), 1, "its last one");
+    assert_eq!(choose(&[1, 2, 3, 9], 0, 9, &all), 2, "near it, on a core of its own");
+    assert_eq!(choose(&[1, 9], 0, 9, &all), 1, "near it, beside a busy sibling");
+    assert_eq!(choose(&[9, 14], 0, 9, &all), 9, "the waker's");
+    assert_eq!(choose(&[4, 11, 14, 15], 0, 9, &all), 11, "near the waker");
+    assert_eq!(choose(&[5, 14, 15], 0, 9, &all), 14, "anywhere, on a core of its own first");
+    assert_eq!(choose(&[5, 14, 15], 0, 9, &"0-7".parse().unwrap()), 5, "where it is allowed");
+    assert_eq!(choose(&[], 0, 9, &all), 0, "no third one without reason");
+}
+
+#[test]
+fn a_topology_that_tells_nothing_is_flat() {
+    let alone: Vec<Seat> = (0..4).map(|cpu| Seat { core: cpu, cache: 0, node: 0 }).collect();
+    let topology = Topology::new(&alone);
+    for cpu in (0..5).map(CpuId) {
+        assert!(topology.siblings(cpu).is_none() && topology.shared_cache(cpu).is_none() && topology.node(cpu).is_none());
+    }
+    assert_eq!(Big::new(vec![0; 16], vec![0; 16]).topology.siblings(CpuId(5)), Some(&"4-5".parse().unwrap()));
+}
+
+proptest! {
+    #[test]
+    fn a_real_time_task_goes_where_it_can_run(
+        load in prop::collection::vec(0..3u32, 16), levels in prop::collection::vec(0..6u8, 16),
+        allowed in prop::collection::vec(any::<bool>(), 16), last in 0..16u32, priority in 1..6u8,
+    ) {
+        let (view, allowed) = (Big::new(load, levels), subset(16, allowed));
+        let level = Level::realtime(priority);
+        let task = Placement { last_cpu: CpuId(last), allowed: &allowed };
+        let chosen = select_cpu_realtime(level, &task, CpuId(0), &view);
+        if allowed.is_empty() {
+            prop_assert_eq!(chosen, CpuId(last));
+            return Ok(());
+        }
+        prop_assert!(allowed.test(chosen));
+        let lowest = allowed.iter().map(|cpu| view.level(cpu)).min().unwrap();
+        if lowest < level {
+            prop_assert!(view.level(chosen) < level, "it waits although it could run");
+            prop_assert!(chosen == CpuId(last) || view.level(chosen) == lowest);
+        } else if allowed.test(CpuId(last)) {
+            prop_assert_eq!(chosen, CpuId(last));
+        }
+        let pulled = balance::pull_source(level, CpuId(last), &view);
+        let most = (0..16).filter(|&cpu| cpu != last).map(|cpu| view.levels[cpu as usize]).max().unwrap();
+        prop_assert_eq!(pulled.is_some(), most > priority);
+        if let Some(from) = pulled {
+            prop_assert_eq!(view.levels[from.index()], most);
+        }
+    }
+
+    /// Every CPU balances in turn: it ends, and then nobody has two more than another.
+    #[test]
+    fn balancing_ends_in_balance(load in prop::collection::vec(0..50u32, 1..24)) {
+        let count = load.len();
+        let mut view = Big::new(load, vec![0; count]);
+        let mut moved = true;
+        let mut rounds = 0;
+        while moved {
+            moved = false;
+            for cpu in (0..count as u32).map(CpuId) {
+                if view.is_idle(cpu) && let Some(from) = balance::idle_victim(cpu, &view) {
+                    prop_assert!(view.nr_running(from) > 1);
+                    view.flat.load[from.index()] -= 1;
+                    view.flat.load[cpu.index()] += 1;
+                    moved = true;
+                }
+                if let Some(plan) = balance::periodic(cpu, &view) {
+                    prop_assert_eq!(plan.to, cpu);
+                    view.flat.load[plan.from.index()] -= plan.count;
+                    view.flat.load[cpu.index()] += plan.count;
+                    moved = true;
+                }
+            }
+            rounds += 1;
+            prop_assert!(rounds < 100);
+        }
+        let (least, most) = (view.flat.load.iter().min().unwrap(), view.flat.load.iter().max().unwrap());
+        prop_assert!(most - least <= 1, "{:?}", view.flat.load);
+    }
 }
