@@ -399,3 +399,87 @@ impl Default for SchedParams {
         Self::NORMAL
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULT: Nanos = Nanos::from_millis(3);
+
+    fn attr(policy: u32, priority: u32) -> SchedAttr {
+        SchedAttr { policy, priority, ..SchedAttr::default() }
+    }
+
+    #[test]
+    fn what_linux_accepts_comes_back() {
+        for (given, shown) in [
+            (SchedAttr { nice: -7, ..attr(0, 0) }, SchedAttr { nice: -7, runtime: DEFAULT.0, ..attr(0, 0) }),
+            (SchedAttr { nice: 99, runtime: 1, ..attr(3, 0) }, SchedAttr { nice: 19, runtime: 100_000, ..attr(3, 0) }),
+            (SchedAttr { runtime: u64::MAX, ..attr(5, 0) }, SchedAttr { runtime: 100_000_000, ..attr(5, 0) }),
+            (attr(1, 99), attr(1, 99)),
+            (SchedAttr { flags: 1, ..attr(2, 1) }, SchedAttr { flags: 1, ..attr(2, 1) }),
+            (
+                SchedAttr { runtime: 1024, deadline: 100_000, ..attr(6, 0) },
+                SchedAttr { runtime: 1024, deadline: 100_000, period: 100_000, ..attr(6, 0) },
+            ),
+        ] {
+            let params = SchedParams::from_attr(&given).expect("valid");
+            assert_eq!(params.to_attr(DEFAULT), shown);
+        }
+    }
+
+    #[test]
+    fn what_linux_refuses_is_refused() {
+        for priority in [0, 100, u32::MAX] {
+            assert_eq!(SchedParams::from_attr(&attr(1, priority)), Err(ParamError::Priority { policy: 1, priority }));
+        }
+        for policy in [0, 3, 5] {
+            assert_eq!(SchedParams::from_attr(&attr(policy, 1)), Err(ParamError::Priority { policy, priority: 1 }));
+        }
+        for policy in [4, 7, 255, u32::MAX] {
+            assert_eq!(SchedParams::from_attr(&attr(policy, 0)), Err(ParamError::Policy(policy)));
+        }
+        assert_eq!(SchedParams::from_attr(&SchedAttr { flags: 2, ..attr(0, 0) }), Err(ParamError::Flags(2)));
+        for (runtime, deadline, period) in [
+            (1023, 100_000, 100_000),
+            (100_001, 100_000, 100_000),
+            (50_000, 100_001, 100_000),
+            (50_000, 90_000, 0),
+            (50_000, 100_000, u64::MAX),
+            (0, 0, 0),
+        ] {
+            let given = SchedAttr { runtime, deadline, period, ..attr(6, 0) };
+            assert_eq!(SchedParams::from_attr(&given), Err(ParamError::Deadline { runtime, deadline, period }));
+        }
+    }
+
+    #[test]
+    fn tags_are_as_tools_show_them() {
+        let rt = |priority| RtPriority::new(priority).expect("valid");
+        for (class, nice, prio, policy) in [
+            (Class::Stop, 0, 0, 255),
+            (Class::Fifo(rt(99)), 0, 0, 1),
+            (Class::RoundRobin(rt(1)), 5, 98, 2),
+            (Class::Normal, -20, 100, 0),
+            (Class::Batch, 0, 120, 3),
+            (Class::Idle, 19, 139, 5),
+        ] {
+            let params = SchedParams { nice: Nice::clamped(nice), ..SchedParams::of_class(class) };
+            assert_eq!(params.tag(), ClassTag { prio, policy }, "{class:?}");
+        }
+    }
+
+    #[test]
+    fn children_inherit_or_start_over() {
+        let fifo = SchedParams::of_class(Class::Fifo(RtPriority::MAX));
+        assert_eq!(fifo.for_child(), Ok(fifo));
+        let reset = SchedParams { reset_on_fork: true, ..fifo };
+        assert_eq!(reset.for_child(), Ok(SchedParams::NORMAL));
+        let greedy = SchedParams { reset_on_fork: true, ..SchedParams::fair(Nice::MIN) };
+        assert_eq!(greedy.for_child(), Ok(SchedParams::NORMAL));
+        let promise = DeadlineParams::new(DeadlineParams::MIN_RUNTIME, DeadlineParams::MIN_PERIOD, Nanos::ZERO);
+        let deadline = SchedParams::of_class(Class::Deadline(promise.expect("valid")));
+        assert_eq!(deadline.for_child(), Err(CantFork));
+        assert_eq!(SchedParams { reset_on_fork: true, ..deadline }.for_child(), Ok(SchedParams::NORMAL));
+    }
+}

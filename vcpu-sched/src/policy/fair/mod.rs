@@ -23,6 +23,8 @@
 
 mod average;
 mod ghosts;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub mod weight;
 
 use average::Average;
