@@ -59,6 +59,8 @@ pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
         log: config.log.clone(),
         log_level: config.log_level,
         start,
+        control: config.control.clone(),
+        program: config.program.iter().flat_map(|p| std::iter::once(&p.name).chain(&p.args)).cloned().collect(),
     };
     Ok(Vm::build(guest, options)?.run()?)
 }

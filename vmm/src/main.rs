@@ -1,16 +1,19 @@
 //! The command `taskvisor`: parses the command line, calls the library, turns results into messages and exit codes.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use taskvisor::config::Config;
-use taskvisor::config::cli::{Cli, Command};
+use taskvisor::config::cli::{Cli, Command, ControlArgs};
+use taskvisor::control::ctl;
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
-use taskvisor::{host, logger};
+use taskvisor::{host, logger, top};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -50,6 +53,16 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             launch::image(&config, &args.output)?;
             Ok(0)
         }
+        Command::Ctl(args) => {
+            let text = ctl::ask(socket(&args.socket)?, args.question, args.json)?;
+            // A closed pipe behind it is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(0)
+        }
+        Command::Top(args) => {
+            top::run(socket(&args.socket)?, args.interval, args.once)?;
+            Ok(0)
+        }
         Command::Doctor(args) => {
             let report = host::examine();
             let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
@@ -58,6 +71,13 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             Ok(if report.can_run() { 0 } else { EXIT_VMM })
         }
     }
+}
+
+/// The control socket that a client was told.
+fn socket(args: &ControlArgs) -> anyhow::Result<&Path> {
+    args.control.as_deref().context(
+        "no guest named: give --control SOCKET, or set TASKVISOR_CONTROL to the socket of taskvisor run --control",
+    )
 }
 
 /// Help and version as they are; errors in one line, with our exit code for errors instead of clap's 2.

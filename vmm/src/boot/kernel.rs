@@ -20,8 +20,12 @@ use crate::memory::{HIGH_RAM_START, Ram, low_end};
 
 /// `XEN_ELFNOTE_PHYS32_ENTRY` (xen/include/public/elfnote.h).
 const XEN_PHYS32_ENTRY: u32 = 18;
-/// Our kernel carries a note of this name and type 1.
+/// Our kernel carries notes of this name.
 const OUR_NOTE: &[u8] = b"Taskvisor";
+/// Type of the note that says that it is ours; its value is the version of docs/abi.md.
+const NOTE_ABI: u32 = 1;
+/// Type of the note that says how many CPUs it brings up.
+const NOTE_MAX_CPUS: u32 = 2;
 /// Where `HdrS` stands in a bzImage (Linux, Documentation/arch/x86/boot.rst).
 const BZIMAGE_MAGIC_OFFSET: u64 = 0x202;
 /// bzImage: the 64-bit entry lies this far behind the 32-bit one (boot.rst, "64-bit boot protocol").
@@ -99,7 +103,14 @@ pub struct Kernel {
     path: PathBuf,
     source: Source,
     format: Format,
-    ours: bool,
+    ours: Option<Ours>,
+}
+
+/// What a kernel of ours says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Ours {
+    /// The most CPUs that it brings up, if it says so.
+    max_cpus: Option<u32>,
 }
 
 /// A kernel in guest memory.
@@ -169,7 +180,12 @@ impl Kernel {
 
     /// Whether it is Taskvisor's own kernel, which keeps docs/abi.md.
     pub fn is_ours(&self) -> bool {
-        self.ours
+        self.ours.is_some()
+    }
+
+    /// The most vCPUs that it can use, as far as it says: no foreign kernel does.
+    pub fn max_vcpus(&self) -> Option<u32> {
+        self.ours?.max_cpus
     }
 
     /// The name to show.
@@ -254,7 +270,7 @@ impl Kernel {
 }
 
 /// Finds the format and whether the kernel is ours; refuses what won't boot.
-fn examine<'data, R: ReadRef<'data>>(path: &Path, data: R) -> Result<(Format, bool), KernelError> {
+fn examine<'data, R: ReadRef<'data>>(path: &Path, data: R) -> Result<(Format, Option<Ours>), KernelError> {
     let path = || path.to_owned();
     let magic = data.read_bytes_at(0, 4).unwrap_or_default();
     if magic == object::elf::ELFMAG {
@@ -264,7 +280,7 @@ fn examine<'data, R: ReadRef<'data>>(path: &Path, data: R) -> Result<(Format, bo
         // xloadflags: boot.rst, offset 0x236.
         let flags = data.read_bytes_at(0x236, 2).map_or(0, |b| u16::from_le_bytes([b[0], b[1]]));
         return if flags & XLF_KERNEL_64 != 0 {
-            Ok((Format::BzImage, false))
+            Ok((Format::BzImage, None))
         } else {
             Err(KernelError::NotAKernel { path: path(), what: "is a bzImage without a 64-bit entry" })
         };
@@ -283,7 +299,10 @@ fn examine<'data, R: ReadRef<'data>>(path: &Path, data: R) -> Result<(Format, bo
     Err(KernelError::NotAKernel { path: path(), what })
 }
 
-fn examine_elf<'data, R: ReadRef<'data>>(path: impl Fn() -> PathBuf, data: R) -> Result<(Format, bool), KernelError> {
+fn examine_elf<'data, R: ReadRef<'data>>(
+    path: impl Fn() -> PathBuf,
+    data: R,
+) -> Result<(Format, Option<Ours>), KernelError> {
     let damaged = |detail: String| KernelError::Damaged { path: path(), detail };
     let ident = data.read_bytes_at(0, 20).map_err(|()| damaged("the ELF header is incomplete".into()))?;
     if ident[4] != object::elf::ELFCLASS64 {
@@ -296,7 +315,7 @@ fn examine_elf<'data, R: ReadRef<'data>>(path: impl Fn() -> PathBuf, data: R) ->
     let endian = header.endian().map_err(|e| damaged(e.to_string()))?;
     let segments = header.program_headers(endian, data).map_err(|e| damaged(e.to_string()))?;
 
-    let (mut entry, mut ours) = (None, false);
+    let (mut entry, mut ours, mut max_cpus) = (None, false, None);
     let len = data.len().unwrap_or(0);
     for segment in segments {
         let (offset, size) = (segment.p_offset(endian), segment.p_filesz(endian));
@@ -314,13 +333,14 @@ fn examine_elf<'data, R: ReadRef<'data>>(path: impl Fn() -> PathBuf, data: R) ->
                     // 4 or 8 bytes, a 32-bit physical address either way.
                     entry = note.desc().first_chunk::<4>().map(|b| u32::from_le_bytes(*b));
                 }
-                (OUR_NOTE, 1) => ours = true,
+                (OUR_NOTE, NOTE_ABI) => ours = true,
+                (OUR_NOTE, NOTE_MAX_CPUS) => max_cpus = note.desc().first_chunk().map(|b| u32::from_le_bytes(*b)),
                 _ => {}
             }
         }
     }
     let entry = entry.ok_or_else(|| KernelError::NoPvh { path: path() })?;
-    Ok((Format::PvhElf { entry }, ours))
+    Ok((Format::PvhElf { entry }, ours.then_some(Ours { max_cpus })))
 }
 
 /// Looks `address` up; before paging is on it is a physical one, which the segments translate.
@@ -390,15 +410,19 @@ mod tests {
 
     const PVH: (&[u8], u32, &[u8]) = (b"Xen", XEN_PHYS32_ENTRY, &[0x10, 0, 0x10, 0, 0, 0, 0, 0]);
 
-    fn look(bytes: &[u8]) -> Result<(Format, bool), String> {
+    fn look(bytes: &[u8]) -> Result<(Format, Option<Ours>), String> {
         examine(Path::new("k"), bytes).map_err(|e| e.to_string())
     }
 
     #[test]
     fn notes_tell_the_entry_and_whose_kernel_it_is() {
         let entry = Format::PvhElf { entry: 0x10_0010 };
-        assert_eq!(look(&elf(&[PVH])), Ok((entry, false)));
-        assert_eq!(look(&elf(&[(b"GNU", 1, b"x"), PVH, (OUR_NOTE, 1, &[1, 0, 0, 0])])), Ok((entry, true)));
+        assert_eq!(look(&elf(&[PVH])), Ok((entry, None)));
+        let ours = (OUR_NOTE, NOTE_ABI, &[1, 0, 0, 0][..]);
+        assert_eq!(look(&elf(&[(b"GNU", 1, b"x"), PVH, ours])), Ok((entry, Some(Ours { max_cpus: None }))));
+        let limit = (OUR_NOTE, NOTE_MAX_CPUS, &[64, 0, 0, 0][..]);
+        assert_eq!(look(&elf(&[PVH, ours, limit])), Ok((entry, Some(Ours { max_cpus: Some(64) }))));
+        assert_eq!(look(&elf(&[PVH, limit])), Ok((entry, None)), "a limit alone doesn't make it ours");
         assert!(look(&elf(&[])).unwrap_err().contains("no PVH entry"));
     }
 
@@ -431,7 +455,7 @@ mod tests {
         image[0x202..0x206].copy_from_slice(b"HdrS");
         assert!(look(&image).unwrap_err().contains("64-bit entry"));
         image[0x236] = 1;
-        assert_eq!(look(&image), Ok((Format::BzImage, false)));
+        assert_eq!(look(&image), Ok((Format::BzImage, None)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use super::units::{parse_duration, parse_size};
 use super::{Config, ConsoleChoice, FileSpec, LogLevel, LogSink, ProgramSpec};
 use crate::archive::build::clean;
+use crate::control::ctl::Question;
 
 /// Paragraphs are single lines: clap wraps them to the terminal.
 const EXIT_CODES: &str = "\
@@ -46,6 +47,10 @@ pub enum Command {
     Image(ImageArgs),
     /// Tell what this host's KVM can do, by trying
     Doctor(DoctorArgs),
+    /// Ask a running guest's VMM (taskvisor run --control)
+    Ctl(CtlArgs),
+    /// Show a running guest's vCPUs and tasks, live
+    Top(TopArgs),
 }
 
 /// Flags of `doctor`.
@@ -54,6 +59,42 @@ pub struct DoctorArgs {
     /// Machine-readable output
     #[arg(long)]
     pub json: bool,
+}
+
+/// Where a running VMM is found.
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// The socket that was given to taskvisor run --control
+    #[arg(long, value_name = "SOCKET", env = "TASKVISOR_CONTROL", global = true)]
+    pub control: Option<PathBuf>,
+}
+
+/// Flags of `ctl`.
+#[derive(Debug, Args)]
+pub struct CtlArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub socket: ControlArgs,
+    /// Machine-readable output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to ask.
+    #[command(subcommand)]
+    pub question: Question,
+}
+
+/// Flags of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub socket: ControlArgs,
+    /// Print one snapshot as plain text and end
+    #[arg(long)]
+    pub once: bool,
+    /// Time between two looks: 500ms, 2s
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
+    pub interval: Duration,
 }
 
 /// Flags of `image`.
@@ -122,6 +163,10 @@ pub struct GuestArgs {
     #[arg(long, value_name = "DEVICE", value_enum, default_value = "auto")]
     pub console: ConsoleChoice,
 
+    /// Serve the control interface on this Unix socket, for taskvisor ctl and taskvisor top
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
+
     /// A static Linux x86-64 program and its arguments. It is looked up like a shell does, and packed as /bin/NAME
     /// with argv[0] as given here
     #[arg(value_name = "PROGRAM", trailing_var_arg = true)]
@@ -146,6 +191,7 @@ impl From<GuestArgs> for Config {
             log: args.log,
             log_level: args.log_level,
             console: args.console,
+            control: args.control,
         }
     }
 }

@@ -124,6 +124,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The programs' streams.
     pub console: ConsoleChoice,
+    /// Where the control socket shall be.
+    pub control: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -143,6 +145,7 @@ impl Default for Config {
             log: LogSink::default(),
             log_level: LogLevel::default(),
             console: ConsoleChoice::default(),
+            control: None,
         }
     }
 }

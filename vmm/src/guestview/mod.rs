@@ -10,6 +10,9 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::{Deserialize, Serialize};
 use vcpu_sched::directory::{Directory, DirectoryError, EntryKind};
 use vcpu_sched::taskview::ViewError;
@@ -52,25 +55,53 @@ pub enum GuestViewError {
     NoTasks,
 }
 
+/// The host's TSC.
+fn host_ticks() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction, and Linux leaves it open to programs.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Where the guest's directory is, once the guest has told. Shared by whoever hears it and all [`Reader`]s.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Guest-physical address plus one; 0: nothing yet.
+    address: AtomicU64,
+    /// The host's TSC when it was told.
+    at: AtomicU64,
+}
+
+impl Told {
+    /// The guest has written this page number to the directory port.
+    pub fn set(&self, page: u32) {
+        self.at.store(host_ticks(), Ordering::Relaxed);
+        // Release: a reader that finds the address finds the time that goes with it.
+        self.address.store((u64::from(page) << 12) + 1, Ordering::Release);
+    }
+
+    /// Address and time.
+    fn get(&self) -> Option<(u64, u64)> {
+        let address = self.address.load(Ordering::Acquire).checked_sub(1)?;
+        Some((address, self.at.load(Ordering::Relaxed)))
+    }
+}
+
 /// How guest time is told from outside: the guest's TSC is the host's plus an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GuestClock {
+struct GuestClock {
     /// Frequency in kHz; 0: not known.
-    pub khz: u64,
-    /// Guest's minus host's TSC, modulo 2^64.
-    pub offset: u64,
+    khz: u64,
+    /// Guest's minus host's TSC, modulo 2^64; `None`: the guest doesn't tell.
+    offset: Option<u64>,
 }
 
 impl GuestClock {
     /// The guest's TSC now.
-    pub fn ticks(&self) -> u64 {
-        // SAFETY: every x86-64 CPU has the instruction, and Linux leaves it open to programs.
-        let host = unsafe { core::arch::x86_64::_rdtsc() };
-        host.wrapping_add(self.offset)
+    fn ticks(&self) -> Option<u64> {
+        self.offset.map(|offset| host_ticks().wrapping_add(offset))
     }
 
     /// Ticks as nanoseconds.
-    pub fn nanos(&self, ticks: u64) -> u64 {
+    fn nanos(&self, ticks: u64) -> u64 {
         if self.khz == 0 {
             return 0;
         }
@@ -103,18 +134,20 @@ impl Snapshot {
 #[derive(Debug, Clone)]
 pub struct Reader {
     ram: Ram,
-    clock: GuestClock,
+    told: Arc<Told>,
+    tsc_khz: u64,
 }
 
 impl Reader {
-    /// For this memory and clock.
-    pub fn new(ram: Ram, clock: GuestClock) -> Self {
-        Self { ram, clock }
+    /// For this memory. `tsc_khz`: the frequency of the guest's TSC, 0 if it isn't known.
+    pub fn new(ram: Ram, told: Arc<Told>, tsc_khz: u32) -> Self {
+        Self { ram, told, tsc_khz: tsc_khz.into() }
     }
 
-    /// All CPUs and tasks. `directory` is the guest-physical address that the guest told, if it has.
-    pub fn snapshot(&self, directory: Option<u64>) -> Result<Snapshot, GuestViewError> {
-        let places = self.places(directory.ok_or(GuestViewError::NoDirectory)?)?;
+    /// All CPUs and tasks.
+    pub fn snapshot(&self) -> Result<Snapshot, GuestViewError> {
+        let (directory, told_at) = self.told.get().ok_or(GuestViewError::NoDirectory)?;
+        let places = self.places(directory, told_at)?;
         let mut tries = TRIES;
         loop {
             tries -= 1;
@@ -126,11 +159,13 @@ impl Reader {
     }
 
     /// Reads the directory and the tables that it leads to.
-    fn places(&self, directory: u64) -> Result<read::Places, GuestViewError> {
+    fn places(&self, directory: u64, told_at: u64) -> Result<read::Places, GuestViewError> {
         let mut page = [0; vcpu_sched::directory::PAGE];
         self.bytes("directory", directory, &mut page)?;
         let Directory { header, mut entries } = Directory::parse(&page)?;
-        let (mut places, mut tables, mut next) = (read::Places::new(header.direct_map), 0, 0);
+        let offset = (header.tsc != 0).then(|| header.tsc.wrapping_sub(told_at));
+        let clock = GuestClock { khz: self.tsc_khz, offset };
+        let (mut places, mut tables, mut next) = (read::Places::new(header.direct_map, clock), 0, 0);
         while let Some(entry) = entries.get(next).copied() {
             next += 1;
             if entry.kind == EntryKind::Cpu as u32 {

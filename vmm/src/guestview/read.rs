@@ -5,12 +5,13 @@ use std::sync::atomic::{Ordering, fence};
 
 use vcpu_sched::taskview::{CHUNK_BYTES, CpuField, GENERATION_AT, HEADER_BYTES, Table, TaskField};
 
-use super::{Cpu, GuestViewError, MAX_CPUS, MAX_TASKS, Reader, Snapshot, Task};
+use super::{Cpu, GuestClock, GuestViewError, MAX_CPUS, MAX_TASKS, Reader, Snapshot, Task};
 
 /// Where the guest keeps what is read, as its directory says.
 #[derive(Debug)]
 pub struct Places {
     direct_map: u64,
+    clock: GuestClock,
     /// Guest-physical address of the task view's header.
     pub tasks: Option<u64>,
     /// Number and guest-physical address.
@@ -18,9 +19,9 @@ pub struct Places {
 }
 
 impl Places {
-    /// Nothing is known but where the direct map begins.
-    pub fn new(direct_map: u64) -> Self {
-        Self { direct_map, tasks: None, cpus: Vec::new() }
+    /// Nothing is known but where the direct map begins, and the time.
+    pub fn new(direct_map: u64, clock: GuestClock) -> Self {
+        Self { direct_map, clock, tasks: None, cpus: Vec::new() }
     }
 
     /// Another CPU; one that is listed already, or too many, are left out.
@@ -47,7 +48,7 @@ impl Reader {
         // Acquire, as all fences here: the lists are read between the two looks at the generation.
         fence(Ordering::Acquire);
 
-        let now = self.clock.ticks();
+        let now = places.clock.ticks();
         let (pointers, left_out) = self.pointers(&table)?;
         let mut by_pointer = HashMap::with_capacity(pointers.len());
         let mut tasks = Vec::with_capacity(pointers.len());
@@ -58,7 +59,7 @@ impl Reader {
             }
             let address = places.physical(pointer)?;
             self.bytes("task", address, &mut buffer).ok()?;
-            let task = Task::read(table.task(&buffer), address, &self.clock)?;
+            let task = Task::read(table.task(&buffer), address, &places.clock)?;
             by_pointer.insert(pointer, tasks.len());
             tasks.push(task);
             Some(tasks.len() - 1)
@@ -78,8 +79,8 @@ impl Reader {
             let current = record.cpu_field(CpuField::Current).and_then(|pointer| take(pointer, &mut tasks));
             if let Some(task) = current.and_then(|index| tasks.get_mut(index)) {
                 cpu.current = Some(task.id);
-                if let Some(picked) = record.cpu_field(CpuField::PickedTicks) {
-                    task.still_running(self.clock.nanos(now.saturating_sub(picked)));
+                if let (Some(now), Some(picked)) = (now, record.cpu_field(CpuField::PickedTicks)) {
+                    task.still_running(places.clock.nanos(now.saturating_sub(picked)));
                 }
             }
             let idle = record.cpu_field(CpuField::Idle).and_then(|pointer| take(pointer, &mut tasks));

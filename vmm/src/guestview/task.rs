@@ -197,6 +197,8 @@ fn printable(bytes: &[u8]) -> String {
 pub struct Cpu {
     /// Number.
     pub index: u32,
+    /// APIC id, which says which vCPU it is.
+    pub apic_id: u32,
     /// The task that it runs.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub current: Option<u32>,
@@ -222,6 +224,7 @@ impl Cpu {
         let number = |field| record.cpu_field(field).unwrap_or(0);
         Self {
             index,
+            apic_id: number(CpuField::ApicId) as u32,
             current: None,
             nr_running: number(CpuField::NrRunning) as u32,
             idle_ns: None,

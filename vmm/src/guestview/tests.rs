@@ -21,7 +21,16 @@ const TASK_BYTES: u64 = 256;
 
 fn reader() -> Reader {
     let ram = Ram::from_ranges(&[(GuestAddress(0), SIZE)]).unwrap();
-    Reader::new(ram, GuestClock { khz: 1_000_000, offset: 0 })
+    let told = Told::default();
+    told.set((DIRECTORY >> 12) as u32);
+    Reader::new(ram, Arc::new(told), 1_000_000)
+}
+
+/// The same memory, but the guest says that its directory is elsewhere.
+fn elsewhere(reader: &Reader, address: u64) -> Result<Snapshot, GuestViewError> {
+    let told = Told::default();
+    told.set((address >> 12) as u32);
+    Reader { told: Arc::new(told), ..reader.clone() }.snapshot()
 }
 
 fn put(reader: &Reader, at: u64, bytes: &[u8]) {
@@ -50,7 +59,7 @@ fn guest(count: u64) -> Reader {
         version: directory::VERSION,
         count: 2,
         direct_map: DIRECT_MAP,
-        tsc: 0,
+        tsc: host_ticks(),
     };
     put(&reader, DIRECTORY, &head.to_bytes());
     put(&reader, DIRECTORY + 32, &entry(EntryKind::Tasks, HEADER).to_bytes());
@@ -80,13 +89,13 @@ fn guest(count: u64) -> Reader {
     }
     put_u64(&reader, task(0) + at(TaskField::State), 2);
     put_u64(&reader, CPU + 8 * CpuField::Current as u64, DIRECT_MAP + task(0));
-    put_u64(&reader, CPU + 8 * CpuField::PickedTicks as u64, reader.clock.ticks());
+    put_u64(&reader, CPU + 8 * CpuField::PickedTicks as u64, host_ticks());
     reader
 }
 
 #[test]
 fn tasks_and_cpus_are_read() {
-    let snapshot = guest(3).snapshot(Some(DIRECTORY)).unwrap();
+    let snapshot = guest(3).snapshot().unwrap();
     assert_eq!((snapshot.tasks.len(), snapshot.cpus.len(), snapshot.torn, snapshot.left_out), (3, 1, false, 0));
     let second = &snapshot.tasks[1];
     assert_eq!((second.id, second.name.as_str(), second.state), (2, "task 1", TaskState::Blocked));
@@ -98,8 +107,8 @@ fn tasks_and_cpus_are_read() {
 #[test]
 fn the_running_task_s_time_goes_on() {
     let reader = guest(1);
-    put_u64(&reader, CPU + 8 * CpuField::PickedTicks as u64, reader.clock.ticks() - 5_000_000_000);
-    let snapshot = reader.snapshot(Some(DIRECTORY)).unwrap();
+    put_u64(&reader, CPU + 8 * CpuField::PickedTicks as u64, host_ticks() - 5_000_000_000);
+    let snapshot = reader.snapshot().unwrap();
     assert!(snapshot.tasks[0].run_ns >= 5_000_000_000, "{}", snapshot.tasks[0].run_ns);
 }
 
@@ -107,7 +116,7 @@ fn the_running_task_s_time_goes_on() {
 fn a_task_that_left_the_list_is_still_its_cpu_s() {
     let reader = guest(3);
     put_u64(&reader, CHUNK + 8, 0);
-    let snapshot = reader.snapshot(Some(DIRECTORY)).unwrap();
+    let snapshot = reader.snapshot().unwrap();
     assert_eq!(snapshot.current(0).map(|task| task.name.as_str()), Some("task 0"));
 }
 
@@ -117,10 +126,10 @@ fn a_chain_of_chunks_may_be_long_but_not_round() {
     put_u64(&reader, CHUNK, SECOND_CHUNK);
     put_u64(&reader, SECOND_CHUNK + 8 * 511, DIRECT_MAP + task(7));
     put_u64(&reader, task(7) + at(TaskField::Id), 77);
-    let snapshot = reader.snapshot(Some(DIRECTORY)).unwrap();
+    let snapshot = reader.snapshot().unwrap();
     assert_eq!((snapshot.tasks.len(), snapshot.left_out), (4, 0));
     put_u64(&reader, SECOND_CHUNK, CHUNK);
-    let snapshot = reader.snapshot(Some(DIRECTORY)).unwrap();
+    let snapshot = reader.snapshot().unwrap();
     assert_eq!((snapshot.tasks.len(), snapshot.left_out), (4, 1));
 }
 
@@ -128,7 +137,7 @@ fn a_chain_of_chunks_may_be_long_but_not_round() {
 fn a_list_that_never_holds_still_is_told() {
     let reader = guest(2);
     put_u64(&reader, HEADER + taskview::GENERATION_AT as u64, 3);
-    assert!(reader.snapshot(Some(DIRECTORY)).unwrap().torn);
+    assert!(reader.snapshot().unwrap().torn);
 }
 
 #[test]
@@ -137,25 +146,26 @@ fn bad_pointers_are_counted_and_passed_over() {
     for (slot, pointer) in [(1, 1), (2, DIRECT_MAP + SIZE as u64), (4, u64::MAX), (5, DIRECT_MAP + task(0) + 1)] {
         put_u64(&reader, CHUNK + 8 + 8 * slot, pointer);
     }
-    let snapshot = reader.snapshot(Some(DIRECTORY)).unwrap();
+    let snapshot = reader.snapshot().unwrap();
     assert_eq!((snapshot.tasks.len(), snapshot.left_out), (1, 4));
 }
 
 #[test]
 fn what_is_not_there_is_an_error_that_says_so() {
-    assert_eq!(guest(1).snapshot(None), Err(GuestViewError::NoDirectory));
-    assert!(matches!(guest(1).snapshot(Some(SIZE as u64)), Err(GuestViewError::Outside { what: "directory", .. })));
+    let silent = Reader { told: Arc::default(), ..guest(1) };
+    assert_eq!(silent.snapshot(), Err(GuestViewError::NoDirectory));
+    assert!(matches!(elsewhere(&guest(1), SIZE as u64), Err(GuestViewError::Outside { what: "directory", .. })));
     let reader = guest(1);
     put_u64(&reader, HEADER + offset_of!(taskview::Header, first_chunk) as u64, u64::MAX - 7);
-    assert!(matches!(reader.snapshot(Some(DIRECTORY)), Err(GuestViewError::Outside { what: "list of tasks", .. })));
-    assert!(matches!(guest(1).snapshot(Some(HEADER)), Err(GuestViewError::Directory(_))));
+    assert!(matches!(reader.snapshot(), Err(GuestViewError::Outside { what: "list of tasks", .. })));
+    assert!(matches!(elsewhere(&guest(1), HEADER), Err(GuestViewError::Directory(_))));
 }
 
 #[test]
 fn a_kernel_without_numbers_shows_nothing() {
     let reader = guest(2);
     put(&reader, HEADER + offset_of!(taskview::Header, task_fields) as u64, &ABSENT.to_le_bytes());
-    let snapshot = reader.snapshot(Some(DIRECTORY)).unwrap();
+    let snapshot = reader.snapshot().unwrap();
     assert_eq!((snapshot.tasks.len(), snapshot.left_out), (0, 2));
 }
 
@@ -164,7 +174,7 @@ fn a_directory_that_leads_to_itself_ends() {
     let reader = guest(2);
     let more = Entry { kind: EntryKind::More as u32, index: 0, address: DIRECTORY, len: 4096, extra: 0 };
     put(&reader, DIRECTORY + 64, &more.to_bytes());
-    assert_eq!(reader.snapshot(Some(DIRECTORY)).unwrap().tasks.len(), 2);
+    assert_eq!(reader.snapshot().unwrap().tasks.len(), 2);
 }
 
 /// Places in a guest's tables, where a wrong number does most.
@@ -187,7 +197,7 @@ proptest! {
         for (place, value) in writes {
             put_u64(&reader, place, value);
         }
-        if let Ok(snapshot) = reader.snapshot(Some(DIRECTORY)) {
+        if let Ok(snapshot) = reader.snapshot() {
             prop_assert!(snapshot.tasks.len() <= MAX_TASKS + 2 * MAX_CPUS);
             for task in &snapshot.tasks {
                 prop_assert!(!task.name.chars().any(char::is_control));
@@ -201,7 +211,7 @@ proptest! {
     fn noise_does_no_harm(noise in prop::collection::vec(any::<u8>(), CHUNK_BYTES), at in 0..4u64, place: u64) {
         let reader = guest(8);
         put(&reader, [DIRECTORY + 32, HEADER + 64, CHUNK, CPU][at as usize], &noise);
-        let _ = reader.snapshot(Some(DIRECTORY));
-        let _ = reader.snapshot(Some(place));
+        let _ = reader.snapshot();
+        let _ = elsewhere(&reader, place);
     }
 }

@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::exit::Fatal;
 use super::run_loop::Failure;
 use crate::boot::kernel::Kernel;
+use crate::guestview::{GuestViewError, Snapshot as Guest, Task};
 use crate::memory::Ram;
 
 /// The longest x86 instruction (Intel SDM vol. 2A, 2.3.11).
@@ -90,17 +91,63 @@ fn follow_frames(rbp: u64, read: impl Fn(u64) -> Option<(u64, u64)>) -> Vec<u64>
     frames
 }
 
+/// What the guest's memory told of its tasks when the vCPUs had stopped.
+#[derive(Debug)]
+pub struct Tasks {
+    /// All of them, or why there are none.
+    pub snapshot: Result<Guest, GuestViewError>,
+    /// The failed vCPU, as the guest knows it.
+    pub apic_id: u32,
+}
+
+impl Tasks {
+    /// The line about the task that the vCPU ran.
+    fn line(&self, cpl: Option<u8>) -> String {
+        let mode = match cpl {
+            Some(3) => ", in user mode",
+            Some(_) => ", in the kernel",
+            None => "",
+        };
+        let task = self
+            .snapshot
+            .as_ref()
+            .map(|s| s.cpus.iter().find(|cpu| cpu.apic_id == self.apic_id).and_then(|cpu| s.current(cpu.index)));
+        match task {
+            Ok(Some(task)) => format!("{}{mode}", name(task)),
+            Ok(None) => "none is known for this vCPU".to_owned(),
+            Err(why) => format!("not known: {why}"),
+        }
+    }
+}
+
+/// A task in a few words.
+fn name(task: &Task) -> String {
+    let process = task.process.map_or_else(String::new, |process| format!(" of process {process}"));
+    format!("{} \"{}\" ({} task{process}, {})", task.id, task.name, task.kind, task.state.name())
+}
+
+/// What each CPU of a guest that was stopped from outside was running, a line each.
+pub fn running(snapshot: &Guest) -> String {
+    let mut out = String::from("at the end the guest's CPUs ran:\n");
+    for cpu in &snapshot.cpus {
+        let task = snapshot.current(cpu.index).map_or_else(|| "not known".to_owned(), name);
+        // Writing to a String can't fail, here and below, so the results are dropped.
+        let _ = writeln!(out, "  CPU {}: task {task}", cpu.index);
+    }
+    out
+}
+
 /// The report as text, several lines.
-pub fn render(failure: &Failure, kernel: Option<&Kernel>) -> String {
+pub fn render(failure: &Failure, kernel: Option<&Kernel>, tasks: &Tasks) -> String {
     let mut out = String::new();
-    // Writing to a String can't fail, so the results are dropped.
-    let _ = write_report(&mut out, failure, |address| kernel.and_then(|kernel| kernel.symbol(address)));
+    let _ = write_report(&mut out, failure, tasks, |address| kernel.and_then(|kernel| kernel.symbol(address)));
     out
 }
 
 fn write_report(
     out: &mut String,
     failure: &Failure,
+    tasks: &Tasks,
     symbol: impl Fn(u64) -> Option<(String, u64)>,
 ) -> std::fmt::Result {
     let Failure { vcpu, reason, snapshot } = failure;
@@ -112,6 +159,8 @@ fn write_report(
     if let Some(regs) = &snapshot.regs {
         writeln!(out, "  at RIP {}", place(regs.rip))?;
     }
+    // The privilege level is that of SS (Intel SDM vol. 3A, 5.5).
+    writeln!(out, "  task: {}", tasks.line(snapshot.sregs.as_ref().map(|sregs| sregs.ss.dpl)))?;
     let bytes = match reason {
         Fatal::Emulation { bytes } if !bytes.is_empty() => bytes,
         _ => &snapshot.code,
@@ -219,16 +268,47 @@ mod tests {
         }
     }
 
+    fn nobody() -> Tasks {
+        Tasks { snapshot: Err(GuestViewError::NoDirectory), apic_id: 0 }
+    }
+
+    /// Task 7 runs on the CPU with APIC id 6.
+    fn sleeper() -> Tasks {
+        let task = serde_json::json!({
+            "id": 7, "name": "sleep", "kind": "user", "process": 5, "state": "running", "on_cpu": true, "cpu": 3, "run_ns": 0,
+            "voluntary_switches": 0, "involuntary_switches": 0, "migrations": 0, "faults": 0,
+            "address": "0x0", "page_table": "0x0", "saved_rsp": "0x0", "fs_base": "0x0",
+        });
+        let cpu = serde_json::json!({
+            "index": 3, "apic_id": 6, "current": 7, "nr_running": 1, "switches": 0, "syscalls": 0, "faults": 0,
+            "timer_interrupts": 0, "reschedule_ipis": 0,
+        });
+        let guest = serde_json::json!({ "cpus": [cpu], "tasks": [task], "torn": false, "left_out": 0 });
+        Tasks { snapshot: Ok(serde_json::from_value(guest).unwrap()), apic_id: 6 }
+    }
+
+    #[test]
+    fn a_timeout_names_what_ran() {
+        let text = running(sleeper().snapshot.as_ref().unwrap());
+        assert!(text.contains("CPU 3: task 7 \"sleep\""), "{text}");
+    }
+
     #[test]
     fn a_report_names_everything() {
         let mut out = String::new();
-        write_report(&mut out, &failure(Fatal::TripleFault), |address| {
+        write_report(&mut out, &failure(Fatal::TripleFault), &sleeper(), |address| {
             (address == 0xffff_ffff_8010_0042).then(|| ("kernel::main".to_owned(), 0x42))
         })
         .unwrap();
-        for part in
-            ["vCPU 3", "triple fault", "kernel::main+0x42", "0f 0b", "rax 0000000000000abc", "cr2 0000000000001234"]
-        {
+        for part in [
+            "vCPU 3",
+            "triple fault",
+            "kernel::main+0x42",
+            "0f 0b",
+            "rax 0000000000000abc",
+            "cr2 0000000000001234",
+            "task: 7 \"sleep\" (user task of process 5, running), in the kernel",
+        ] {
             assert!(out.contains(part), "{part} is missing in:\n{out}");
         }
         assert!(out.contains("called from:\n    0xffffffff80100100"));
@@ -236,14 +316,15 @@ mod tests {
 
     #[test]
     fn kvms_own_bytes_are_preferred_and_doctor_is_named() {
-        let report = render(&failure(Fatal::Emulation { bytes: vec![0xf3, 0x0f, 0xb8] }), None);
+        let report = render(&failure(Fatal::Emulation { bytes: vec![0xf3, 0x0f, 0xb8] }), None, &nobody());
         assert!(report.contains("f3 0f b8") && report.contains("taskvisor doctor"), "{report}");
     }
 
     #[test]
     fn nothing_known_still_prints() {
         let failure = Failure { vcpu: 0, reason: Fatal::Unknown(99), snapshot: Snapshot::default() };
-        assert!(render(&failure, None).contains("not readable"));
+        let report = render(&failure, None, &nobody());
+        assert!(report.contains("not readable") && report.contains("task: not known"), "{report}");
     }
 
     #[test]

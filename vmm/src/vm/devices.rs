@@ -13,7 +13,7 @@ use taskvisor_devices::event::{EventSender, GuestEvents, guest_events};
 use taskvisor_devices::uart::{Buffering, Uart};
 use taskvisor_devices::virtio::console::Drained;
 use taskvisor_devices::virtio::mmio::MmioTransport;
-use taskvisor_devices::{debug_exit, milestone, reset, uart};
+use taskvisor_devices::{debug_exit, directory, milestone, reset, uart};
 
 use super::{Options, VmError, host, kvm_call};
 use crate::boot::acpi::VirtioMmio;
@@ -25,6 +25,7 @@ use crate::console::terminal::Lines;
 use crate::console::virtio::VirtioConsole;
 use crate::console::{Console, virtio};
 use crate::end::End;
+use crate::guestview::Told;
 use crate::memory::Ram;
 use crate::signals::SignalFd;
 use crate::vcpu::run_loop::Buses;
@@ -48,6 +49,8 @@ pub struct Built {
     pub buses: Buses,
     /// What the guest reports.
     pub events: GuestEvents,
+    /// Where the guest says that its directory is.
+    pub told: Arc<Told>,
     /// For the DSDT.
     pub virtio: Vec<VirtioMmio>,
 }
@@ -69,13 +72,19 @@ pub fn build(fd: &VmFd, ram: &Ram, options: &Options, serial_console: bool) -> R
     buses.pio.insert("COM1", uart::COM1_PORT, uart::LEN, com1.clone())?;
     buses.pio.insert("COM2", uart::COM2_PORT, uart::LEN, com2.clone())?;
     add_exit_ports(&mut buses.pio, &sender)?;
+    let told = Arc::new(Told::default());
+    let port = directory::DirectoryPort::new({
+        let told = told.clone();
+        move |page| told.set(page)
+    });
+    buses.pio.insert("directory", directory::PORT, directory::LEN, shared(port))?;
 
     let (mut console, mut virtio) = (None, Vec::new());
     if !serial_console {
         console = Some(add_virtio_console(fd, ram, &mut buses.mmio)?);
         virtio.push(VirtioMmio { base: layout::VIRTIO_MMIO, gsi: layout::VIRTIO_GSI });
     }
-    Ok(Built { devices: Devices { com1, com2, console, stop }, buses, events, virtio })
+    Ok(Built { devices: Devices { com1, com2, console, stop }, buses, events, told, virtio })
 }
 
 fn serial_port(

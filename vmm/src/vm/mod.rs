@@ -9,6 +9,7 @@ mod threads;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -34,17 +35,23 @@ use crate::boot::{BootError, BootInfo, bzimage, layout, pvh};
 use crate::config::{LogLevel, LogSink};
 use crate::console::output::OutputError;
 use crate::console::terminal::RawMode;
+use crate::control;
+use crate::control::machine::{Facts, Machine};
+use crate::control::server::Listening;
+use crate::control::socket::SocketError;
 use crate::end::End;
 use crate::event_loop::{self, Hub, LoopError};
 use crate::guest::Guest;
+use crate::guestview::Reader;
 use crate::host::Quirks;
 use crate::launch::kernel_cmdline;
 use crate::memory::{self, MemoryError, PAGE_SIZE, Ram};
 use crate::signals::SignalFd;
 use crate::stats::{self, Milestones};
+use crate::vcpu::kick;
+use crate::vcpu::report::{self, Tasks};
 use crate::vcpu::run_loop::Buses;
 use crate::vcpu::setup::{self, SetupError, Start};
-use crate::vcpu::{kick, report};
 
 /// Why a machine can't be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +86,20 @@ pub enum VmError {
         /// The most.
         max: u32,
     },
+    /// The kernel can't use so many.
+    #[error(
+        "--vcpus {have}: the guest kernel brings up {max} at most; give --vcpus {max} or less, or another kernel \
+         (--kernel)"
+    )]
+    KernelVcpus {
+        /// What was asked for.
+        have: u32,
+        /// The most.
+        max: u32,
+    },
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] SocketError),
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -140,6 +161,10 @@ pub struct Options {
     pub log_level: LogLevel,
     /// When the process started.
     pub start: Instant,
+    /// Where the control socket shall be.
+    pub control: Option<PathBuf>,
+    /// The program and its arguments, to be told there.
+    pub program: Vec<String>,
 }
 
 /// How a machine ended, ready to be told.
@@ -163,6 +188,9 @@ pub struct Vm {
     devices: Devices,
     events: GuestEvents,
     milestones: Milestones,
+    reader: Reader,
+    control: Option<Listening>,
+    topology: Topology,
     fd: VmFd,
 }
 
@@ -171,6 +199,10 @@ impl Vm {
     pub fn build(guest: Guest, options: Options) -> Result<Self, VmError> {
         let mut milestones = Milestones::new(options.start);
         milestones.note("guest_checked");
+        if let Some(max) = guest.kernel.max_vcpus().filter(|max| options.vcpus > *max) {
+            return Err(VmError::KernelVcpus { have: options.vcpus, max });
+        }
+        let control = options.control.as_deref().map(Listening::bind).transpose()?;
         let kvm = open_kvm()?;
         check_vcpus(&kvm, options.vcpus)?;
         let topology = Topology { vcpus: options.vcpus };
@@ -181,6 +213,7 @@ impl Vm {
             let (fd, ram, vcpus) = make_machine(&kvm, &guest, &options, topology, cpuid.address_bits())?;
             Ok::<_, VmError>((fd, ram, vcpus, cpuid, probe.join().unwrap_or_default()))
         })?;
+        let tsc_khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0);
         if let Some(khz) = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).filter(|khz| *khz != 0) {
             cpuid.set_tsc_khz(khz);
         }
@@ -200,12 +233,15 @@ impl Vm {
         Ok(Self {
             guest,
             options,
-            ram,
             vcpus,
             buses: Arc::new(built.buses),
             devices: built.devices,
             events: built.events,
             milestones,
+            reader: Reader::new(ram.clone(), built.told, tsc_khz),
+            control,
+            topology,
+            ram,
             fd,
         })
     }
@@ -230,6 +266,8 @@ impl Vm {
         self.milestones.note("vcpus_started");
         let mut threads =
             Threads::start(std::mem::take(&mut self.vcpus), &shared).map_err(host("can't start a vCPU thread"))?;
+        let control = self.control.take().map(|listening| listening.serve(self.machine(&threads)));
+        let control = control.transpose().map_err(host("can't start the control thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         let result = event_loop::run(Hub {
             guest: self.events,
@@ -244,6 +282,7 @@ impl Vm {
 
         self.devices.interrupt();
         threads.stop();
+        drop(control);
         let (end, mut hub) = result?;
         hub.milestones.note("vcpus_stopped");
         self.devices.drain_console(&end, &mut hub.signals, deadline);
@@ -260,12 +299,39 @@ impl Vm {
         }
         hub.milestones.note("drained");
         let report = match &end {
-            End::Failed(failure) => Some(report::render(failure, Some(&self.guest.kernel))),
+            End::Failed(failure) => {
+                let tasks = Tasks { snapshot: self.reader.snapshot(), apic_id: self.topology.apic_id(failure.vcpu) };
+                Some(report::render(failure, Some(&self.guest.kernel), &tasks))
+            }
+            // A foreign kernel shows nothing, which is no news at a timeout.
+            End::Timeout(_) => self.reader.snapshot().ok().map(|snapshot| report::running(&snapshot)),
             _ => None,
         };
         let stats =
             self.options.stats.then(|| stats::render(&hub.milestones, &threads.counts(), memory::touched(&self.ram)));
         Ok(Ended { end, report, stats })
+    }
+}
+
+impl Vm {
+    /// What the control socket shows.
+    fn machine(&self, threads: &Threads) -> Machine {
+        let vcpus = (0u32..).zip(threads.published()).map(|(index, (tid, counts))| control::machine::VcpuThread {
+            index,
+            apic_id: self.topology.apic_id(index),
+            tid,
+            counts,
+        });
+        Machine {
+            facts: Facts {
+                memory: self.options.memory,
+                kernel: self.guest.kernel.path().display().to_string(),
+                program: self.options.program.clone(),
+            },
+            start: Instant::now(),
+            vcpus: vcpus.collect(),
+            reader: self.reader.clone(),
+        }
     }
 }
 

@@ -31,6 +31,8 @@ struct VcpuThread {
     thread: JoinHandle<()>,
     commands: Sender<Command>,
     counts: Arc<ExitCounts>,
+    /// Host thread id.
+    tid: i32,
 }
 
 /// What all vCPUs share.
@@ -70,14 +72,18 @@ impl Threads {
                 counts: counts.clone(),
             };
             let (outcomes, evt) = (shared.outcomes.clone(), shared.outcome_evt.try_clone()?);
+            let (tell_tid, tid) = channel();
             let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
+                // The receiver waits for it, below.
+                let _ = tell_tid.send(rustix::thread::gettid().as_raw_nonzero().get());
                 // A panic is a defect of ours, which must end the VM and not leave it waiting. (The hook has told it.)
                 let outcome = catch_unwind(AssertUnwindSafe(|| vcpu.run())).unwrap_or(Outcome::Stopped);
                 // The receiver may have gone already, when the VM is being torn down.
                 let _ = outcomes.send(outcome);
                 let _ = evt.write(1);
             })?;
-            threads.vcpus.push(VcpuThread { thread, commands, counts });
+            let tid = tid.recv().map_err(|_| io::Error::other("a vCPU thread ended at once"))?;
+            threads.vcpus.push(VcpuThread { thread, commands, counts, tid });
         }
         Ok(threads)
     }
@@ -85,6 +91,11 @@ impl Threads {
     /// The exits of each vCPU.
     pub fn counts(&self) -> Vec<Arc<ExitCounts>> {
         self.vcpus.iter().map(|vcpu| vcpu.counts.clone()).collect()
+    }
+
+    /// Host thread id and exits of each vCPU.
+    pub fn published(&self) -> impl Iterator<Item = (i32, Arc<ExitCounts>)> {
+        self.vcpus.iter().map(|vcpu| (vcpu.tid, vcpu.counts.clone()))
     }
 
     /// Ends all threads, kicking until they have.

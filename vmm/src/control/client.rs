@@ -1,0 +1,121 @@
+//! The client's side of the control socket, for `ctl` and `top`: one request after another over one connection.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+use super::api::Problem;
+
+/// An answer that takes longer doesn't come.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of an answer at most: some 600 for each of `guestview::MAX_TASKS`.
+const MAX_ANSWER: usize = 128 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "can't connect to {path}: {source}; is it the socket of a taskvisor run --control, and does that still run?"
+    )]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the guest at {path} has ended, or its control socket broke: {detail}")]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What hyper says.
+        detail: String,
+    },
+    /// No answer came.
+    #[error("the control socket {path} doesn't answer within {PATIENCE:?}")]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The other side refused.
+    #[error("{}: {} ({})", .0.title, .0.detail, .0.hint)]
+    Refused(Problem),
+    /// The answer isn't what this version understands.
+    #[error("the answer to {what} can't be understood, it may be of another version of taskvisor: {detail}")]
+    Answer {
+        /// The path asked for.
+        what: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The runtime.
+    #[error("can't start: {0}")]
+    Start(io::Error),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    runtime: Runtime,
+    sender: SendRequest<Empty<Bytes>>,
+}
+
+impl Client {
+    /// Connects.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Start)?;
+        let connect = |source| ClientError::Connect { path: path.to_owned(), source };
+        let sender = runtime.block_on(async {
+            let stream = UnixStream::connect(path).await.map_err(connect)?;
+            let (sender, connection) =
+                handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, &e.to_string()))?;
+            // Driven while a request is under way; its error comes out there.
+            tokio::spawn(connection);
+            Ok::<_, ClientError>(sender)
+        })?;
+        Ok(Self { path: path.to_owned(), runtime, sender })
+    }
+
+    /// `GET path`, parsed.
+    pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        let (status, body) = {
+            let Self { path: socket, runtime, sender } = self;
+            runtime.block_on(async {
+                match tokio::time::timeout(PATIENCE, get(sender, path)).await {
+                    Ok(answer) => answer.map_err(|detail| broken(socket, &detail)),
+                    Err(_) => Err(ClientError::Silent { path: socket.clone() }),
+                }
+            })?
+        };
+        let answer = |e: serde_json::Error| ClientError::Answer { what: path.to_owned(), detail: e.to_string() };
+        if !status.is_success() {
+            return Err(ClientError::Refused(serde_json::from_slice(&body).map_err(answer)?));
+        }
+        serde_json::from_slice(&body).map_err(answer)
+    }
+}
+
+fn broken(path: &Path, detail: &str) -> ClientError {
+    ClientError::Broken { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+async fn get(sender: &mut SendRequest<Empty<Bytes>>, path: &str) -> Result<(hyper::StatusCode, Bytes), String> {
+    let request = Request::get(path).header(header::HOST, "taskvisor").body(Empty::new());
+    let request = request.map_err(|e| e.to_string())?;
+    sender.ready().await.map_err(|e| e.to_string())?;
+    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| e.to_string())?;
+    Ok((status, body.to_bytes()))
+}

@@ -1,0 +1,131 @@
+//! What the control interface shows: the running machine, as seen from beside it.
+//!
+//! [`crate::vm`] makes one when the vCPUs have started. All of it is read from counters, the guest's memory and /proc; no
+//! vCPU is asked or interrupted.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::process::Pid;
+use rustix::thread::sched_getaffinity;
+use vcpu_sched::cpumask::CpuMask;
+
+use super::api::{Exits, TaskName, Tasks, Vcpu, Vcpus, Vm};
+use crate::guestview::{GuestViewError, Reader, Snapshot};
+use crate::vcpu::counts::{ExitCounts, Kind};
+
+/// One vCPU's thread, as others may see it.
+#[derive(Debug, Clone)]
+pub struct VcpuThread {
+    /// Number of the vCPU.
+    pub index: u32,
+    /// The guest knows it by this.
+    pub apic_id: u32,
+    /// Host thread id.
+    pub tid: i32,
+    /// Its exits.
+    pub counts: Arc<ExitCounts>,
+}
+
+/// What doesn't change while the machine runs.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// The kernel's file.
+    pub kernel: String,
+    /// The program and its arguments.
+    pub program: Vec<String>,
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub struct Machine {
+    /// What it was made as.
+    pub facts: Facts,
+    /// When its vCPUs started.
+    pub start: Instant,
+    /// Its vCPUs.
+    pub vcpus: Vec<VcpuThread>,
+    /// Its guest's memory.
+    pub reader: Reader,
+}
+
+impl Machine {
+    fn time_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The machine as a whole.
+    pub fn vm(&self) -> Vm {
+        Vm {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            vcpus: self.vcpus.len() as u32,
+            memory: self.facts.memory,
+            kernel: self.facts.kernel.clone(),
+            program: self.facts.program.clone(),
+            uptime_ns: self.time_ns(),
+            tasks_unavailable: self.reader.snapshot().err().map(|error| error.to_string()),
+        }
+    }
+
+    /// All vCPUs. A guest that shows nothing leaves its part out.
+    pub fn vcpus(&self) -> Vcpus {
+        let snapshot = self.reader.snapshot().unwrap_or_default();
+        Vcpus { time_ns: self.time_ns(), vcpus: self.vcpus.iter().map(|vcpu| show(vcpu, &snapshot)).collect() }
+    }
+
+    /// All tasks.
+    pub fn tasks(&self) -> Result<Tasks, GuestViewError> {
+        let Snapshot { tasks, torn, left_out, .. } = self.reader.snapshot()?;
+        Ok(Tasks { time_ns: self.time_ns(), torn, left_out, tasks })
+    }
+}
+
+fn show(vcpu: &VcpuThread, snapshot: &Snapshot) -> Vcpu {
+    let guest = snapshot.cpus.iter().find(|cpu| cpu.apic_id == vcpu.apic_id).cloned();
+    let current = guest.as_ref().and_then(|cpu| snapshot.current(cpu.index)).map(TaskName::from);
+    let (host_run_ns, host_wait_ns) = schedstat(vcpu.tid).unzip();
+    Vcpu {
+        index: vcpu.index,
+        tid: Some(vcpu.tid),
+        thread: format!("vcpu{}", vcpu.index),
+        affinity: affinity(vcpu.tid),
+        host_cpu: last_cpu(vcpu.tid),
+        host_run_ns,
+        host_wait_ns,
+        exits: exits(&vcpu.counts),
+        guest,
+        current,
+    }
+}
+
+fn exits(counts: &ExitCounts) -> Exits {
+    let by_reason = Kind::ALL.into_iter().map(|kind| (kind.name().to_owned(), counts.get(kind)));
+    Exits { total: counts.total(), by_reason: by_reason.filter(|(_, count)| *count != 0).collect() }
+}
+
+/// Host CPUs that a thread may run on.
+fn affinity(tid: i32) -> Option<String> {
+    let set = sched_getaffinity(Some(Pid::from_raw(tid)?)).ok()?;
+    let mut mask = CpuMask::empty();
+    for cpu in (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)) {
+        mask.set(vcpu_sched::ids::CpuId(u32::try_from(cpu).ok()?));
+    }
+    Some(mask.to_string())
+}
+
+/// Time on a CPU and time waiting for one (Linux, Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat").
+fn schedstat(tid: i32) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
+    let mut words = text.split_ascii_whitespace();
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
+
+/// The CPU that a thread ran on last: field 39 of stat, the 37th behind the name (proc(5)).
+fn last_cpu(tid: i32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/self/task/{tid}/stat")).ok()?;
+    text.rsplit_once(')')?.1.split_ascii_whitespace().nth(36)?.parse().ok()
+}
