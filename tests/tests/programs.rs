@@ -42,6 +42,12 @@ on_1_2_and_4_vcpus! {
     fn signals_glibc(guest: Guest) {
         guest.same_as_host(&program("glibc/signals"), &[] as &[&str]).expect_stdout("PASS");
     }
+    fn descriptors_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/descriptors"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn descriptors_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/descriptors"), &[] as &[&str]).expect_stdout("PASS");
+    }
     fn mapstress_musl(guest: Guest) {
         guest.same_as_host(&program("musl/mapstress"), &["15", "3", "8"]).expect_stdout("PASS");
     }

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use super::calls::{at, descriptor, info, name, open, socket, transfer};
 use super::open_file::Flags;
 use super::path::AT_FDCWD;
-use super::{epoll, eventfd, locks, poll};
+use super::{epoll, eventfd, locks, pidfd, poll, signalfd};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::Process;
 
@@ -128,6 +128,10 @@ fn rest(p: &Arc<Process>, nr: u64, a: &[u64; 6]) -> Option<SysResult> {
         283 => eventfd::create_timer(p, a[0], a[1]),
         286 => eventfd::set_timer(p, a[0], a[1], a[2], a[3]),
         287 => eventfd::get_timer(p, a[0], a[1]),
+        282 => signalfd::signalfd(p, a[0], a[1], a[2], 0),
+        289 => signalfd::signalfd(p, a[0], a[1], a[2], a[3]),
+        424 => pidfd::send_signal(p, a[0], a[1], a[2], a[3]),
+        434 => pidfd::open(p, a[0], a[1]),
         // sockets
         41 => socket::socket(),
         53 => socket::socketpair(p, a[0], a[1], a[3]),

@@ -249,6 +249,7 @@ pub fn new_process(pid: u32, fs: FsContext, signals: SignalState) -> Process {
         child_events: WaitQueue::new(),
         thread_gone: WaitQueue::new(),
         resumed: WaitQueue::new(),
+        signal_files: WaitQueue::new(),
         space: SpinLock::new(None),
         image: SpinLock::new(Arc::new(Image::default())),
         exit_signal: AtomicU32::new(SIGCHLD),

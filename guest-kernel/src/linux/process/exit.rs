@@ -105,6 +105,7 @@ fn end_process(process: &Arc<Process>, status: u32) {
     let leaves_group = process.pgid();
     process.wait_status.store(status, Ordering::Relaxed);
     process.zombie.store(true, Ordering::Release);
+    process.thread_gone.wake_all();
     tell_parent(process, status);
     continue_orphans(leaves_group);
 }

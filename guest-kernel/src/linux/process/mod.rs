@@ -84,10 +84,12 @@ pub struct Process {
     pub wait_status: AtomicU32,
     /// Woken when a child changes state.
     pub child_events: WaitQueue,
-    /// Woken when a thread ends.
+    /// Woken when a thread ends, and when the last one has made it a zombie.
     pub thread_gone: WaitQueue,
     /// Woken when a stopped group continues.
     pub resumed: WaitQueue,
+    /// Woken when a signal becomes pending (signalfd).
+    pub signal_files: WaitQueue,
     /// User half; none once the process is a zombie.
     space: SpinLock<Option<Arc<AddressSpace>>>,
     image: SpinLock<Arc<Image>>,

@@ -7,6 +7,7 @@ use super::signal::{SIGCHLD, SIGCONT, SigInfo};
 use super::table::{self, Verdict};
 use super::{Process, Thread, times};
 use crate::linux::errno::{Errno, SysResult};
+use crate::linux::fs::pidfd;
 use crate::mm::user;
 use crate::sync::Interrupted;
 
@@ -147,15 +148,25 @@ pub fn waitid(thread: &Thread, kind: u64, id: u64, info: u64, options: u64, usag
     {
         return Err(Errno::EINVAL);
     }
-    // P_ALL, P_PID, P_PGID; P_PIDFD isn't there.
+    let mut nonblocking = false;
+    // P_ALL, P_PID, P_PGID, P_PIDFD.
     let which = match (kind, id as u32) {
         (0, _) => Which::Any,
         (1, p) if p as i32 > 0 => Which::Pid(p),
         (2, 0) => Which::Group(thread.process.pgid()),
         (2, g) if g as i32 > 0 => Which::Group(g),
+        (3, fd) if fd as i32 >= 0 => {
+            let (child, nonblock) = pidfd::process_of(&thread.process, id)?;
+            nonblocking = nonblock && options & WNOHANG == 0;
+            Which::Pid(child.pid)
+        }
         _ => return Err(Errno::EINVAL),
     };
-    let Some(found) = wait(thread, which, options)? else {
+    let also = if nonblocking { WNOHANG } else { 0 };
+    let Some(found) = wait(thread, which, options | also)? else {
+        if nonblocking {
+            return Err(Errno::EAGAIN);
+        }
         if info != 0 {
             user::write(info, &[0u64; 6])?;
         }

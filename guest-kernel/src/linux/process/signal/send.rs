@@ -102,6 +102,7 @@ fn post(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> bool {
                 Some(t) => poke_if_wanted(t, sig),
                 None => poke_one(&s, sig),
             }
+            process.signal_files.wake_all();
         }
     }
     if resumed {
