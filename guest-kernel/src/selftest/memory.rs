@@ -145,10 +145,10 @@ fn heap_pages_come_back() -> TestResult {
         Ok(())
     }
     let before = frame::usage().0;
-    fill_and_empty::<7>(1 << 20)?;
-    fill_and_empty::<31>(3 << 20)?;
-    fill_and_empty::<127>(10 << 20)?;
-    fill_and_empty::<255>(18 << 20)?;
+    fill_and_empty::<7>(64 << 10)?;
+    fill_and_empty::<31>(192 << 10)?;
+    fill_and_empty::<127>(2 << 20)?;
+    fill_and_empty::<255>(30 << 20)?;
     let after = frame::usage().0;
     // Each object on a CPU's list may hold a page.
     let held = heap::most_listed(&[64, 256, 1024, 2048]) * cpu::count();
