@@ -80,3 +80,87 @@ impl<T> Default for TimerQueue<T> {
         Self::new()
     }
 }
+
+/// A task that waits with a timeout: it is woken by whoever comes first, and by nobody else.
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use crate::sync::{AtomicU8, AtomicU32, Ordering};
+    use crate::task::state::{Action, AtomicState, Event, State};
+    use loom::sync::Mutex;
+    use loom::thread;
+    // Loom's threads are coroutines of one thread. Its own Arc adds orderings, and aborts where a model is to fail.
+    use std::rc::Rc;
+
+    const DEADLINE: Nanos = Nanos(10);
+
+    struct Machine {
+        state: AtomicState,
+        timers: Mutex<TimerQueue<()>>,
+        /// How often it was put into a queue.
+        enqueued: AtomicU32,
+        /// Timers that were taken out: by expiry, by cancelling.
+        expired: AtomicU8,
+        cancelled: AtomicU8,
+    }
+
+    impl Machine {
+        /// The task is asleep, with a timer armed.
+        fn new() -> (Rc<Self>, TimerId) {
+            let mut timers = TimerQueue::new();
+            let id = timers.arm(DEADLINE, ());
+            let machine = Self {
+                state: AtomicState::new(State::Blocked),
+                timers: Mutex::new(timers),
+                enqueued: AtomicU32::new(0),
+                expired: AtomicU8::new(0),
+                cancelled: AtomicU8::new(0),
+            };
+            (Rc::new(machine), id)
+        }
+
+        fn wake(&self) -> bool {
+            let won = self.state.apply(Event::Wake) == Ok(Action::Enqueue);
+            if won {
+                self.enqueued.fetch_add(1, Ordering::Relaxed);
+            }
+            won
+        }
+
+        /// The timer interrupt. The queue is left before the task is woken: waking takes other locks.
+        fn expire(&self) -> bool {
+            let due = self.timers.lock().unwrap().pop_expired(DEADLINE);
+            if due.is_none() {
+                return false;
+            }
+            self.expired.fetch_add(1, Ordering::Relaxed);
+            self.wake()
+        }
+
+        fn cancel(&self, id: TimerId) {
+            if self.timers.lock().unwrap().cancel(id).is_some() {
+                self.cancelled.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn loom_of_waker_and_timeout_one_wins() {
+        loom::model(|| {
+            let (machine, id) = Machine::new();
+            let timer = thread::spawn({
+                let machine = machine.clone();
+                move || machine.expire()
+            });
+            let woken = machine.wake();
+            // The task, when it runs again, takes its timer back if it is still there.
+            machine.cancel(id);
+            let timed_out = timer.join().unwrap();
+            assert!(woken != timed_out, "exactly one of them may queue the task");
+            assert_eq!(machine.enqueued.load(Ordering::Relaxed), 1);
+            assert_eq!(machine.state.load(), State::Ready);
+            let gone = machine.expired.load(Ordering::Relaxed) + machine.cancelled.load(Ordering::Relaxed);
+            assert_eq!(gone, 1, "a timer is taken out once");
+        });
+    }
+}

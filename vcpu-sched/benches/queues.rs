@@ -1,0 +1,366 @@
+//! What the policies cost on the host, from one task to a million in a queue, beside a `BTreeMap` and a `BinaryHeap` that do the
+//! same, and beside the published scheduler crate `axsched`. Run with `cargo bench -p vcpu-sched`.
+//!
+//! `turn` is a voluntary switch: the current task is put back and the next is picked. `come_and_go` adds a task to the
+//! queue and takes out another one. `RunQueue` is what a kernel calls: it includes the accounting and the order of the
+//! classes; the policies alone are below it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::hint::black_box;
+use std::sync::{Arc, Mutex};
+
+use axsched::BaseScheduler;
+use divan::Bencher;
+use vcpu_sched::cpumask::CpuMask;
+use vcpu_sched::entity::{Entity, SchedEntity};
+use vcpu_sched::ids::{CpuId, Nanos, TaskId};
+use vcpu_sched::params::SchedParams;
+use vcpu_sched::placement::{CpuView, Placement, select_cpu};
+use vcpu_sched::policy::fair::Fair;
+use vcpu_sched::policy::ordered::{Measure, Ordered};
+use vcpu_sched::policy::realtime::Realtime;
+use vcpu_sched::policy::round_robin::RoundRobin;
+use vcpu_sched::policy::{EnqueueReason, Policy, PutReason};
+use vcpu_sched::runqueue::{PolicyKind, RunQueue};
+
+const SIZES: [u32; 4] = [1, 100, 10_000, 1_000_000];
+
+fn main() {
+    divan::main();
+}
+
+#[derive(Clone)]
+struct Task(Arc<(TaskId, SchedEntity)>);
+
+impl Task {
+    fn new(id: u32) -> Self {
+        Self(Arc::new((TaskId(id), SchedEntity::new(SchedParams::NORMAL))))
+    }
+}
+
+impl Entity for Task {
+    fn id(&self) -> TaskId {
+        self.0.0
+    }
+
+    fn sched(&self) -> &SchedEntity {
+        &self.0.1
+    }
+}
+
+/// How long a task runs before it is put back: different for each turn, so that the order changes.
+fn ran(turn: u64) -> u64 {
+    turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 43 // up to 2 ms
+}
+
+/// Something that keeps `n` tasks in order.
+trait Queue {
+    /// With `n` tasks, one of which is current.
+    fn filled(n: u32) -> Self;
+    /// The current task is put back after a run, the next is picked.
+    fn turn(&mut self);
+    /// One comes, another goes by its handle.
+    fn come_and_go(&mut self);
+    /// A timer tick.
+    fn tick(&mut self);
+}
+
+/// A policy alone.
+struct Alone<P> {
+    policy: P,
+    current: Task,
+    spare: Task,
+    turns: u64,
+}
+
+impl<P: Policy<Task> + Fresh> Queue for Alone<P> {
+    fn filled(n: u32) -> Self {
+        let mut policy = P::fresh();
+        let spare = Task::new(n);
+        for id in 0..n {
+            policy.enqueue(Task::new(id), EnqueueReason::Wake, Nanos::ZERO);
+        }
+        let current = policy.pick_next(Nanos::ZERO).expect("filled");
+        let mut this = Self { policy, current, spare, turns: 0 };
+        for _ in 0..n {
+            this.turn(); // until they are spread
+        }
+        this
+    }
+
+    fn turn(&mut self) {
+        self.turns += 1;
+        let time = Nanos(ran(self.turns));
+        self.policy.put_prev(&self.current, time, PutReason::Preempted);
+        self.policy.enqueue(self.current.clone(), EnqueueReason::Preempted, Nanos::ZERO);
+        self.current = self.policy.pick_next(Nanos::ZERO).expect("one was put back");
+    }
+
+    fn come_and_go(&mut self) {
+        self.policy.enqueue(self.spare.clone(), EnqueueReason::Wake, Nanos::ZERO);
+        black_box(self.policy.dequeue(&self.spare));
+    }
+
+    fn tick(&mut self) {
+        black_box(self.policy.tick(&self.current, Nanos(1000)));
+    }
+}
+
+trait Fresh {
+    fn fresh() -> Self;
+}
+impl Fresh for Fair<Task> {
+    fn fresh() -> Self {
+        Self::new(CpuId(0))
+    }
+}
+impl Fresh for RoundRobin<Task> {
+    fn fresh() -> Self {
+        Self::new()
+    }
+}
+impl Fresh for Realtime<Task> {
+    fn fresh() -> Self {
+        Self::new()
+    }
+}
+impl Fresh for Ordered<Task> {
+    fn fresh() -> Self {
+        Self::new(Measure::Runtime)
+    }
+}
+
+/// The whole run queue of a CPU, with the fair policy.
+struct Whole {
+    queue: RunQueue<Task>,
+    current: Task,
+    spare: Task,
+    turns: u64,
+    now: Nanos,
+}
+
+impl Queue for Whole {
+    fn filled(n: u32) -> Self {
+        let mut queue = RunQueue::new(CpuId(0), PolicyKind::Fair);
+        for id in 0..n {
+            queue.enqueue(Task::new(id), EnqueueReason::Wake, Nanos::ZERO);
+        }
+        let current = queue.pick_next(Nanos::ZERO).expect("filled");
+        let mut this = Self { queue, current, spare: Task::new(n), turns: 0, now: Nanos::ZERO };
+        for _ in 0..n {
+            this.turn();
+        }
+        this
+    }
+
+    fn turn(&mut self) {
+        self.turns += 1;
+        self.now += Nanos(ran(self.turns));
+        self.queue.put_prev(&self.current, PutReason::Preempted, self.now);
+        self.queue.enqueue(self.current.clone(), EnqueueReason::Preempted, self.now);
+        self.current = self.queue.pick_next(self.now).expect("one was put back");
+    }
+
+    fn come_and_go(&mut self) {
+        self.queue.enqueue(self.spare.clone(), EnqueueReason::Wake, self.now);
+        black_box(self.queue.dequeue(&self.spare));
+    }
+
+    fn tick(&mut self) {
+        black_box(self.queue.tick(&self.current, self.now));
+    }
+}
+
+/// By virtual runtime in a tree of the standard library.
+struct Tree {
+    tree: BTreeMap<(u64, u32), Task>,
+    current: (u64, Task),
+    spare: Task,
+    turns: u64,
+}
+
+impl Queue for Tree {
+    fn filled(n: u32) -> Self {
+        let tree = (1..n).map(|id| ((0, id), Task::new(id))).collect();
+        let mut this = Self { tree, current: (0, Task::new(0)), spare: Task::new(n), turns: 0 };
+        for _ in 0..n {
+            this.turn();
+        }
+        this
+    }
+
+    fn turn(&mut self) {
+        self.turns += 1;
+        let (vruntime, task) = (self.current.0 + ran(self.turns), self.current.1.clone());
+        self.tree.insert((vruntime, task.id().0), task);
+        let ((vruntime, _), task) = self.tree.pop_first().expect("one was put back");
+        self.current = (vruntime, task);
+    }
+
+    fn come_and_go(&mut self) {
+        let key = (self.current.0, self.spare.id().0);
+        self.tree.insert(key, self.spare.clone());
+        black_box(self.tree.remove(&key));
+    }
+
+    fn tick(&mut self) {
+        self.current.0 += 1000;
+        black_box(self.tree.first_key_value().is_some_and(|(key, _)| key.0 < self.current.0));
+    }
+}
+
+/// By virtual runtime in a heap of the standard library, which can't take out one by its handle but by looking at all.
+struct StdHeap {
+    heap: BinaryHeap<Reverse<(u64, u32)>>,
+    tasks: Vec<Task>,
+    current: (u64, u32),
+    turns: u64,
+}
+
+impl Queue for StdHeap {
+    fn filled(n: u32) -> Self {
+        let heap = (1..n).map(|id| Reverse((0, id))).collect();
+        let mut this = Self { heap, tasks: (0..n).map(Task::new).collect(), current: (0, 0), turns: 0 };
+        for _ in 0..n {
+            this.turn();
+        }
+        this
+    }
+
+    fn turn(&mut self) {
+        self.turns += 1;
+        self.heap.push(Reverse((self.current.0 + ran(self.turns), self.current.1)));
+        self.current = self.heap.pop().expect("one was put back").0;
+        black_box(self.tasks[self.current.1 as usize].clone());
+    }
+
+    fn come_and_go(&mut self) {
+        let spare = (self.current.0, u32::MAX);
+        self.heap.push(Reverse(spare));
+        self.heap.retain(|entry| entry.0 != spare);
+    }
+
+    fn tick(&mut self) {
+        self.current.0 += 1000;
+        black_box(self.heap.peek().is_some_and(|first| first.0.0 < self.current.0));
+    }
+}
+
+/// The "completely fair" scheduler of axsched: a tree; time is what its ticks count.
+struct Axsched {
+    queue: axsched::CFScheduler<u32>,
+    current: Arc<axsched::CFSTask<u32>>,
+    spare: Arc<axsched::CFSTask<u32>>,
+    turns: u64,
+}
+
+impl Queue for Axsched {
+    fn filled(n: u32) -> Self {
+        let mut queue = axsched::CFScheduler::new();
+        for id in 0..n {
+            queue.add_task(Arc::new(axsched::CFSTask::new(id)));
+        }
+        let current = queue.pick_next_task().expect("filled");
+        let mut this = Self { queue, current, spare: Arc::new(axsched::CFSTask::new(n)), turns: 0 };
+        for _ in 0..n {
+            this.turn();
+        }
+        this
+    }
+
+    fn turn(&mut self) {
+        self.turns += 1;
+        for _ in 0..=ran(self.turns) % 4 {
+            self.queue.task_tick(&self.current);
+        }
+        self.queue.put_prev_task(self.current.clone(), true);
+        self.current = self.queue.pick_next_task().expect("one was put back");
+    }
+
+    fn come_and_go(&mut self) {
+        self.queue.add_task(self.spare.clone());
+        black_box(self.queue.remove_task(&self.spare));
+    }
+
+    fn tick(&mut self) {
+        black_box(self.queue.task_tick(&self.current));
+    }
+}
+
+#[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, StdHeap, Axsched], args = SIZES)]
+fn turn<Q: Queue>(bencher: Bencher, n: u32) {
+    let mut queue = Q::filled(n);
+    bencher.bench_local(|| queue.turn());
+}
+
+#[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, Axsched], args = SIZES)]
+fn come_and_go<Q: Queue>(bencher: Bencher, n: u32) {
+    let mut queue = Q::filled(n);
+    bencher.bench_local(|| queue.come_and_go());
+}
+
+/// Only up to 10,000: it looks at all of them.
+#[divan::bench(args = [1, 100, 10_000])]
+fn come_and_go_std_heap(bencher: Bencher, n: u32) {
+    let mut queue = StdHeap::filled(n);
+    bencher.bench_local(|| queue.come_and_go());
+}
+
+#[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, StdHeap, Axsched], args = SIZES)]
+fn tick<Q: Queue>(bencher: Bencher, n: u32) {
+    let mut queue = Q::filled(n);
+    bencher.bench_local(|| queue.tick());
+}
+
+/// A machine on which every CPU but the last is busy.
+struct View {
+    online: CpuMask,
+    last: CpuId,
+}
+
+impl CpuView for View {
+    fn online(&self) -> &CpuMask {
+        &self.online
+    }
+
+    fn is_idle(&self, cpu: CpuId) -> bool {
+        cpu == self.last
+    }
+
+    fn nr_running(&self, cpu: CpuId) -> u32 {
+        u32::from(cpu != self.last)
+    }
+}
+
+/// The worst case of a choice: all CPUs are looked at until an idle one is found.
+#[divan::bench(args = [1, 4, 64, 1024])]
+fn wake_placement(bencher: Bencher, cpus: u32) {
+    let view = View { online: CpuMask::full(cpus), last: CpuId(cpus - 1) };
+    let task = Placement { last_cpu: CpuId(0), allowed: &view.online };
+    bencher.bench_local(|| select_cpu(black_box(&task), CpuId(0), &view));
+}
+
+/// Two threads wake tasks on each other's queue and run what they find on their own.
+#[divan::bench(threads = [1, 2])]
+fn wake_across(bencher: Bencher) {
+    let queues = [0, 1].map(|cpu| Mutex::new(RunQueue::new(CpuId(cpu), PolicyKind::Fair)));
+    for (id, queue) in (0..20).zip(queues.iter().cycle()) {
+        queue.lock().expect("no panic").enqueue(Task::new(id), EnqueueReason::New, Nanos::ZERO);
+    }
+    bencher.bench(|| {
+        for (from, to) in [(0, 1), (1, 0)] {
+            let task = {
+                let mut queue = queues[from].lock().expect("no panic");
+                let task = queue.pick_next(Nanos::ZERO);
+                if let Some(task) = &task {
+                    queue.put_prev(task, PutReason::Block, Nanos(1000));
+                }
+                task
+            };
+            if let Some(task) = task {
+                queues[to].lock().expect("no panic").enqueue(task, EnqueueReason::Wake, Nanos(1000));
+            }
+        }
+    });
+}
