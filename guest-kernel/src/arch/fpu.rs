@@ -137,12 +137,20 @@ pub fn init_this_cpu() {
 
 fn save(area: &Area) {
     let c = components();
+    if c != 0 && has(Features::USER_XSAVE) {
+        ring3::swap_fpu(Some(area.0), None, c);
+    } else {
+        save_here(area, c);
+    }
+}
+
+/// Saves the components `c` in ring 0.
+#[inline(always)]
+fn save_here(area: &Area, c: u64) {
     let p: *mut u8 = area.0.as_ptr();
     if c == 0 {
         // SAFETY: 512 aligned bytes of ours.
         unsafe { asm!("fxsave64 [{}]", in(reg) p, options(nostack, preserves_flags)) };
-    } else if has(Features::USER_XSAVE) {
-        ring3::swap_fpu(Some(area.0), None, c);
     } else {
         // SAFETY: an aligned area of the size that CPUID gave for these components.
         unsafe {
@@ -153,12 +161,20 @@ fn save(area: &Area) {
 
 fn restore(area: &Area) {
     let c = components();
+    if c != 0 && has(Features::USER_XSAVE) {
+        ring3::swap_fpu(None, Some(area.0), c);
+    } else {
+        restore_here(area, c);
+    }
+}
+
+/// Loads the components `c` in ring 0.
+#[inline(always)]
+fn restore_here(area: &Area, c: u64) {
     let p: *const u8 = area.0.as_ptr();
     if c == 0 {
         // SAFETY: 512 aligned bytes that `save` or `reset` wrote.
         unsafe { asm!("fxrstor64 [{}]", in(reg) p, options(nostack, preserves_flags, readonly)) };
-    } else if has(Features::USER_XSAVE) {
-        ring3::swap_fpu(None, Some(area.0), c);
     } else {
         // SAFETY: an area that `save`, `reset` or `sanitise` made loadable.
         unsafe {
@@ -168,14 +184,16 @@ fn restore(area: &Area) {
 }
 
 /// Keeps registers and areas in step at a task switch. Interrupts off, on `prev`'s stack.
+#[inline(always)]
 pub fn switch(me: &Cpu, prev: &Task, next: &Task) {
-    let lazy = has(Features::USER_XSAVE) && components() != 0;
+    let c = components();
+    let lazy = c != 0 && has(Features::USER_XSAVE);
     // Relaxed throughout: the words are this CPU's, or travel with the run queue's lock.
     let owner = me.fpu_owner.load(Ordering::Relaxed);
     if let (Some(area), false) = (&prev.fpu, lazy)
         && core::ptr::eq(owner, prev)
     {
-        save(area);
+        save_here(area, c);
     }
     let Some(area) = &next.fpu else { return };
     if core::ptr::eq(owner, next) && next.fpu_cpu.load(Ordering::Relaxed) == me.id.0 {
@@ -184,14 +202,14 @@ pub fn switch(me: &Cpu, prev: &Task, next: &Task) {
     if lazy {
         // SAFETY: a task whose state is live here can't be freed: it must run here once more to exit, which clears `fpu_owner`.
         let live = unsafe { owner.as_ref() }.filter(|t| t.fpu_live.load(Ordering::Relaxed) == me.id.0);
-        ring3::swap_fpu(live.and_then(|t| t.fpu.as_ref()).map(|a| a.0), Some(area.0), components());
+        ring3::swap_fpu(live.and_then(|t| t.fpu.as_ref()).map(|a| a.0), Some(area.0), c);
         if let Some(t) = live {
             // Release: whoever sees the task as free to move also sees its saved state.
             t.fpu_live.store(NOT_LIVE, Ordering::Release);
         }
         next.fpu_live.store(me.id.0, Ordering::Relaxed);
     } else {
-        restore(area);
+        restore_here(area, c);
     }
     next.fpu_cpu.store(me.id.0, Ordering::Relaxed);
     me.fpu_owner.store(core::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);

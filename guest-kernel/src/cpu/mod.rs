@@ -13,8 +13,8 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use vcpu_sched::cpu::sleep::SleepState;
-use vcpu_sched::events::ClassTag;
 use vcpu_sched::ids::CpuId;
+use vcpu_sched::placement::Level;
 use vcpu_sched::runqueue::PolicyKind;
 
 use crate::arch::descriptors::{Gdt, Tss};
@@ -95,8 +95,10 @@ pub struct Cpu {
     /// The task that was picked last; null: the idle task. Written with the run queue locked, so that who holds that lock knows
     /// whether a task is queued here, runs here (or is about to), or neither; `current` follows a moment later.
     pub chosen: AtomicPtr<Task>,
-    /// Its priority as trace records have it (greater is lower). A hint for placement.
-    pub prio: AtomicU8,
+    /// How important it is (`vcpu_sched::placement::Level`), and the highest real-time priority that waits here. Hints for placement.
+    pub level: AtomicU8,
+    /// See `level`; 0: none waits. Written with the run queue locked.
+    pub waiting_realtime: AtomicU8,
     /// Where the task that was left may run, if it waits in this CPU's queue now. Own CPU, interrupts off.
     pub offer: AtomicU64,
     /// Top-level entry for the per-CPU slot.
@@ -158,7 +160,8 @@ impl Cpu {
             leaving: AtomicPtr::new(core::ptr::null_mut()),
             forward: AtomicBool::new(false),
             chosen: AtomicPtr::new(core::ptr::null_mut()),
-            prio: AtomicU8::new(ClassTag::IDLE.prio),
+            level: AtomicU8::new(Level::IDLE.get()),
+            waiting_realtime: AtomicU8::new(0),
             offer: AtomicU64::new(0),
             slot_entry: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),

@@ -1,111 +1,102 @@
-//! Taking work from other CPUs, and giving it to them.
+//! Taking work from other CPUs, and giving it to them. `vcpu_sched::balance` decides, over figures of other CPUs that are hints;
+//! affinity is looked at with the queue locked that a task is taken from.
 //!
 //! An idle CPU pulls (`switch` calls [`pull`]); a busy one gives from its queue when its slice timer fires ([`spread`]), so the load
-//! evens out without a periodic tick. Real-time tasks are placed on, pushed to and pulled by CPUs that run something lower
-//! ([`lower_cpu`], [`push_realtime`], [`pull_realtime`]). All figures of other CPUs are hints; affinity is looked at again when a
-//! task is picked.
+//! evens out without a periodic tick. Real-time tasks go to CPUs that run something less important: pushed when they have to
+//! wait ([`push_realtime`]), pulled by a CPU that is about to run something lower ([`pull_realtime`]).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use vcpu_sched::entity::Rank;
+use vcpu_sched::balance;
 use vcpu_sched::events::MigrateReason;
 use vcpu_sched::ids::CpuId;
+use vcpu_sched::placement::{CpuView, Level};
 
-use super::place::{self, Why};
 use super::Queue;
+use super::place::{self, View, Why};
 use crate::cpu::{self, Cpu};
-use crate::task::{Task, TaskRef};
+use crate::task::TaskRef;
 
 /// CPUs in whose queues real-time tasks wait, one bit each. Written with that CPU's run queue locked.
 static REALTIME: AtomicU64 = AtomicU64::new(0);
 
-fn load(cpu: &Cpu) -> u32 {
-    cpu.nr_running.load(Ordering::Relaxed)
-}
-
 /// Takes a task that `wanted` finds in another CPU's queue out of it.
-fn take(from: &Cpu, wanted: impl FnOnce(&mut Queue) -> Option<TaskRef>) -> Option<TaskRef> {
+fn take(from: CpuId, wanted: impl FnOnce(&mut Queue) -> Option<TaskRef>) -> Option<TaskRef> {
+    let from = cpu::get(from)?;
     let mut rq = from.run_queue.lock_irqs_off();
     let task = wanted(&mut rq)?;
     place::publish(from, &rq);
     Some(task)
 }
 
-/// Takes a task from another CPU into this CPU's queue, which is empty: from the one with the most, else from any. Interrupts
-/// are off, no run queue is locked.
+/// Takes an ordinary task that may run on `to`.
+fn take_for(to: CpuId, from: CpuId) -> Option<TaskRef> {
+    take(from, |rq| rq.steal(|t| t.allowed_on(to) && !place::is_tied(t)))
+}
+
+/// Takes a task from another CPU into this CPU's queue, which is empty: from the best one, and if that has none that may run
+/// here, from any. Interrupts are off, no run queue is locked.
 pub(super) fn pull(me: &Cpu) -> bool {
-    let crowded = |c: &&Cpu| c.id != me.id && load(c) > 1;
-    let from = |c: &Cpu| take(c, |rq| rq.steal(|t| t.allowed_on(me.id) && !place::is_tied(t)));
-    let busiest = cpu::all().filter(crowded).max_by_key(|c| load(c));
-    let Some(busiest) = busiest else { return false };
-    let others = cpu::all().filter(|c| crowded(c) && c.id != busiest.id);
-    let Some(task) = core::iter::once(busiest).chain(others).find_map(from) else { return false };
+    let view = View::now();
+    let Some(best) = balance::idle_victim(me.id, &view) else { return false };
+    let others = cpu::all().map(|c| c.id).filter(|&id| id != me.id && id != best && view.nr_running(id) > 1);
+    let Some(task) = core::iter::once(best).chain(others).find_map(|from| take_for(me.id, from)) else { return false };
     place::enqueue_on(me.id, task, Why::Migrate(MigrateReason::IdlePull));
     true
 }
 
-/// Gives a waiting task to the CPU with the least, if that evens the load out. Interrupts are off, no run queue is locked.
+/// Gives waiting tasks to the CPU with the least, as far as that evens the load out. Interrupts are off, no run queue is locked.
 pub(super) fn spread(me: &Cpu) {
-    let Some(to) = cpu::all().filter(|c| c.id != me.id).min_by_key(|c| load(c)) else { return };
-    if load(me) < load(to) + 2 {
+    let view = View::now();
+    let Some(to) = cpu::all().map(|c| c.id).filter(|&id| id != me.id).min_by_key(|&id| view.nr_running(id)) else {
         return;
-    }
-    let task = take(me, |rq| rq.steal(|t| t.allowed_on(to.id) && !place::is_tied(t)));
-    if let Some(task) = task {
-        place::enqueue_on(to.id, task, Why::Migrate(MigrateReason::Balance));
+    };
+    // Seen from there: it may take from us if we have the most.
+    let Some(moves) = balance::periodic(to, &view).filter(|moves| moves.from == me.id) else { return };
+    for _ in 0..moves.count {
+        let Some(task) = take_for(to, me.id) else { return };
+        place::enqueue_on(to, task, Why::Migrate(MigrateReason::Balance));
     }
 }
 
-/// The CPU whose running task is lowest and lower than `task`, for a real-time task that would otherwise wait. The one that it
-/// ran on last is preferred to its equals.
-pub(super) fn lower_cpu(task: &Task) -> Option<CpuId> {
-    if task.sched.rank() != Rank::Realtime {
-        return None;
-    }
-    lowest(task, task.sched.tag().prio)
-}
-
-/// The allowed CPU with the lowest running task, if it is lower than priority `than` (greater numbers are lower).
-fn lowest(task: &Task, than: u8) -> Option<CpuId> {
-    let last = task.cpu.load(Ordering::Relaxed);
-    let allowed = cpu::all().filter(|c| task.allowed_on(c.id));
-    let lowest = allowed.max_by_key(|c| (c.prio.load(Ordering::Relaxed), c.id.0 == last))?;
-    (lowest.prio.load(Ordering::Relaxed) > than).then_some(lowest.id)
-}
-
-/// Keeps [`REALTIME`] true for a CPU, whose queue is locked.
+/// Publishes the highest real-time priority that waits in a queue, which is locked.
 #[inline(always)]
 pub(super) fn note_realtime(cpu: &Cpu, rq: &Queue) {
-    let (waits, bit) = (rq.highest_realtime() != 0, 1 << cpu.id.0);
-    if waits != (REALTIME.load(Ordering::Relaxed) & bit != 0) {
-        if waits {
-            REALTIME.fetch_or(bit, Ordering::Relaxed);
-        } else {
-            REALTIME.fetch_and(!bit, Ordering::Relaxed);
-        }
+    let highest = rq.highest_realtime();
+    if highest != cpu.waiting_realtime.load(Ordering::Relaxed) {
+        note_change(cpu, highest);
     }
 }
 
-/// Whether real-time tasks wait in this CPU's queue.
-#[inline(always)]
-pub(super) fn realtime_here(me: &Cpu) -> bool {
-    REALTIME.load(Ordering::Relaxed) & 1 << me.id.0 != 0
-}
-
-/// Whether real-time tasks wait in other CPUs' queues.
-#[inline(always)]
-pub(super) fn realtime_elsewhere(me: &Cpu) -> bool {
-    REALTIME.load(Ordering::Relaxed) & !(1 << me.id.0) != 0
-}
-
-/// This CPU is about to pick, and has no real-time task above priority `above` in its queue: takes one that waits elsewhere.
-/// Interrupts are off, no run queue is locked.
 #[cold]
-pub(super) fn pull_realtime(me: &Cpu, above: u8) {
-    let mask = REALTIME.load(Ordering::Relaxed);
-    let wanted = |rq: &mut Queue| rq.steal_realtime(above, |t| t.allowed_on(me.id) && !place::is_tied(t));
-    let from = cpu::all().filter(|c| c.id != me.id && mask >> c.id.0 & 1 != 0);
-    let task = { from }.find_map(|c| take(c, wanted));
+fn note_change(cpu: &Cpu, highest: u8) {
+    cpu.waiting_realtime.store(highest, Ordering::Relaxed);
+    let bit = 1 << cpu.id.0;
+    if highest != 0 {
+        REALTIME.fetch_or(bit, Ordering::Relaxed);
+    } else {
+        REALTIME.fetch_and(!bit, Ordering::Relaxed);
+    }
+}
+
+/// Whether real-time tasks wait in any queue.
+#[inline(always)]
+pub(super) fn realtime_waits() -> bool {
+    REALTIME.load(Ordering::Relaxed) != 0
+}
+
+/// Whether this CPU, whose best waiting real-time task has priority `own` (0: none waits), should take one from elsewhere.
+#[cold]
+pub(super) fn realtime_source(me: &Cpu, own: u8) -> Option<CpuId> {
+    if REALTIME.load(Ordering::Relaxed) & !(1 << me.id.0) == 0 {
+        return None;
+    }
+    balance::pull_source(Level::realtime(own), me.id, &View::now())
+}
+
+/// Takes the most important real-time task above priority `own` that waits on `from`. Interrupts are off, no run queue is locked.
+pub(super) fn pull_realtime(me: &Cpu, from: CpuId, own: u8) {
+    let task = take(from, |rq| rq.steal_realtime(own, |t| t.allowed_on(me.id) && !place::is_tied(t)));
     if let Some(task) = task {
         place::enqueue_on(me.id, task, Why::Migrate(MigrateReason::Push));
     }
@@ -114,14 +105,13 @@ pub(super) fn pull_realtime(me: &Cpu, above: u8) {
 /// Sends a real-time task that waits here to a CPU that runs something lower. Own CPU, interrupts off, no run queue locked.
 #[cold]
 pub(super) fn push_realtime(me: &Cpu) {
-    if cpu::count() == 1 {
-        return;
-    }
+    let view = View::now();
     let mut target = None;
-    let task = take(me, |rq| {
+    let task = take(me.id, |rq| {
         rq.steal_realtime(0, |t| {
-            target = (!place::is_tied(t)).then(|| lowest(t, t.sched.tag().prio)).flatten();
-            target.is_some_and(|cpu| cpu != me.id)
+            let allowed = (!place::is_tied(t)).then(|| t.affinity.lock().clone());
+            target = allowed.and_then(|mask| balance::push_target(place::level_of(t), &mask, me.id, &view));
+            target.is_some()
         })
     });
     if let (Some(task), Some(target)) = (task, target) {

@@ -15,9 +15,10 @@ use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use vcpu_sched::cpumask::CpuMask;
+use vcpu_sched::entity::Rank;
 use vcpu_sched::events::{Kind, MigrateReason, flag};
 use vcpu_sched::ids::{CpuId, Nanos};
-use vcpu_sched::placement::{self, CpuView, Placement};
+use vcpu_sched::placement::{self, CpuView, Level, Placement};
 use vcpu_sched::policy::EnqueueReason;
 use vcpu_sched::task::state::{Action, Event};
 
@@ -55,6 +56,25 @@ impl CpuView for View {
 
     fn nr_running(&self, id: CpuId) -> u32 {
         cpu::get(id).map_or(u32::MAX, |c| c.nr_running.load(Ordering::Relaxed))
+    }
+
+    fn level(&self, id: CpuId) -> Level {
+        cpu::get(id).map_or(Level::STOP, |c| Level::from_u8(c.level.load(Ordering::Relaxed)))
+    }
+
+    fn waiting_realtime(&self, id: CpuId) -> u8 {
+        cpu::get(id).map_or(0, |c| c.waiting_realtime.load(Ordering::Relaxed))
+    }
+}
+
+/// How important a task is to placement.
+#[inline(always)]
+pub(super) fn level_of(task: &Task) -> Level {
+    match task.sched.rank() {
+        Rank::Normal => Level::NORMAL,
+        Rank::Realtime => Level::realtime(task.sched.rt_priority()),
+        Rank::Deadline => Level::DEADLINE,
+        Rank::Stop => Level::STOP,
     }
 }
 
@@ -98,11 +118,13 @@ pub(super) fn place(task: TaskRef, why: Why) {
         me.id
     } else if task.allowed_on(last) && cpu::get(last).is_some_and(|c| c.nr_running.load(Ordering::Relaxed) == 0) {
         last // the common answer of `select_cpu`, without building a view
-    } else if let Some(lower) = balance::lower_cpu(&task) {
-        lower
     } else {
         let affinity = task.affinity.lock();
-        placement::select_cpu(&Placement { last_cpu: last, allowed: &affinity }, me.id, &View::now())
+        let choice = Placement { last_cpu: last, allowed: &affinity };
+        match level_of(&task) {
+            level if level > Level::NORMAL => placement::select_cpu_realtime(level, &choice, me.id, &View::now()),
+            _ => placement::select_cpu(&choice, me.id, &View::now()),
+        }
     };
     enqueue_on(target, task, why);
 }

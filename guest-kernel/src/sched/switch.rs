@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use vcpu_sched::events::{ClassTag, MigrateReason, Side, flag};
 use vcpu_sched::ids::Nanos;
+use vcpu_sched::placement::Level;
 use vcpu_sched::policy::{EnqueueReason, PutReason};
 use vcpu_sched::task::state::{Action, Event, State};
 
@@ -108,11 +109,17 @@ fn go_on(
 ) {
     let idle: *const Task = me.idle.load(Ordering::Relaxed);
     let was_idle = core::ptr::eq(prev, idle);
+    // One ordinary task in, one out: the queue's figures stay as they are.
+    let mut settled = left.queued && me.level.load(Ordering::Relaxed) == Level::NORMAL.get();
     let next = loop {
-        if balance::realtime_elsewhere(me) {
-            rq = unlocked(me, rq, |_, above| balance::pull_realtime(me, above));
+        if balance::realtime_waits() {
+            settled = false;
+            if let Some(from) = balance::realtime_source(me, rq.highest_realtime()) {
+                rq = unlocked(me, rq, |me, own| balance::pull_realtime(me, from, own));
+            }
         }
         let Some(t) = rq.pick_next(now) else {
+            settled = false;
             if cpu::count() == 1 {
                 break None;
             }
@@ -129,6 +136,7 @@ fn go_on(
         if t.allowed_on(me.id) {
             break Some(t);
         }
+        settled = false;
         rq.put_prev(&t, PutReason::Migrate, now);
         if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
             // It may not stay here (it was woken while it was leaving, or its affinity has just changed): its successor sends
@@ -149,7 +157,7 @@ fn go_on(
             if t.state.apply(Event::Pick).is_err() {
                 picked_wrongly(&t);
             }
-            me.prio.store(t.sched.tag().prio, Ordering::Relaxed);
+            me.level.store(place::level_of(&t).get(), Ordering::Relaxed);
             me.picked_at.store(tsc, Ordering::Relaxed);
             me.timers.arm_slice(tick::next_look(me, &rq, Some(&t)), tsc);
             let next = Arc::into_raw(t.0);
@@ -157,7 +165,7 @@ fn go_on(
             next
         }
         None => {
-            me.prio.store(ClassTag::IDLE.prio, Ordering::Relaxed);
+            me.level.store(Level::IDLE.get(), Ordering::Relaxed);
             me.picked_at.store(tsc, Ordering::Relaxed);
             me.timers.arm_slice(tick::next_look(me, &rq, None), tsc);
             me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
@@ -165,7 +173,9 @@ fn go_on(
         }
     };
     me.picked_time.store(now.0, Ordering::Relaxed);
-    place::publish(me, &rq);
+    if !settled {
+        place::publish(me, &rq);
+    }
     let same = core::ptr::eq(next, prev);
     // SAFETY: `next` is held by the reference that just moved here.
     let next_task = unsafe { &*next };
@@ -186,6 +196,9 @@ fn go_on(
     }
     let gone = if left.queued || was_idle { core::ptr::null_mut() } else { core::ptr::from_ref(prev).cast_mut() };
     me.leaving.store(gone, Ordering::Relaxed);
+    if !left.queued && me.forward.load(Ordering::Relaxed) {
+        fpu::flush_live(me, prev);
+    }
     if left.queued && cpu::count() > 1 {
         let elsewhere = prev.affinity_word.load(Ordering::Relaxed) & !(1 << me.id.0);
         me.offer.store(elsewhere, Ordering::Relaxed);
@@ -202,7 +215,7 @@ fn unlocked(
     f: impl FnOnce(&Cpu, u8),
 ) -> SpinLockGuard<'static, Queue, ()> {
     me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
-    me.prio.store(ClassTag::IDLE.prio, Ordering::Relaxed);
+    me.level.store(Level::IDLE.get(), Ordering::Relaxed);
     place::publish(me, &rq);
     let above = rq.highest_realtime();
     drop(rq);
@@ -241,9 +254,6 @@ fn left_wrongly(task: &Task, event: Event) -> ! {
 #[inline(always)]
 fn switch_to(me: &Cpu, prev: &Task, next: &Task) {
     add(&me.stats.switches, 1);
-    if me.forward.load(Ordering::Relaxed) {
-        fpu::flush_live(me, prev);
-    }
     fpu::switch(me, prev, next);
     // Relaxed: read by others only together with the state or the queue's lock that made `next` ours.
     next.on_cpu.store(true, Ordering::Relaxed);
@@ -276,7 +286,7 @@ fn finish_switch() {
     if offer != 0 {
         // It could not be taken before: this CPU stood on its stack.
         place::call_idle(me, offer);
-        if balance::realtime_here(me) {
+        if balance::realtime_waits() {
             balance::push_realtime(me);
         }
     }

@@ -157,6 +157,7 @@ fn spawn(me: &Thread, frame: &TrapFrame, r: Request) -> SysResult {
     check(&r)?;
     let has = |f| r.flags & f != 0;
     let here = current();
+    let params = here.sched.params().for_child().map_err(|_| Errno::EAGAIN)?;
     let id = unused_id();
     let old_space = here.space().ok_or(Errno::EFAULT)?;
     let space = if has(flags::VM) { old_space.clone() } else { old_space.fork()? };
@@ -179,6 +180,8 @@ fn spawn(me: &Thread, frame: &TrapFrame, r: Request) -> SysResult {
         let _ = user::write(r.parent_tid, &id.0);
     }
     let task = make_task(id, &here.name(), &thread, space, fpu, fs_base, child_frame)?;
+    // It comes into force when the task is queued.
+    task.sched.request(&params);
     admit(&process, &task, has(flags::THREAD));
     sched::start(task);
     if let Some(v) = vfork {
@@ -200,8 +203,6 @@ fn unused_id() -> TaskId {
 
 fn inherit(me: &Thread, child: &Thread, r: &Request) {
     let has = |f| r.flags & f != 0;
-    child.nice.store(me.nice.load(Ordering::Relaxed), Ordering::Relaxed);
-    child.policy.store(me.policy.load(Ordering::Relaxed), Ordering::Relaxed);
     if has(flags::CHILD_CLEARTID) {
         child.clear_child_tid.store(r.child_tid, Ordering::Relaxed);
     }

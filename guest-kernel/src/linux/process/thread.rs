@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use vcpu_sched::ids::Nanos;
 
@@ -92,10 +92,6 @@ pub struct Thread {
     pub restart: SpinLock<Option<Restart>>,
     /// See [`LastFault`].
     pub last_fault: SpinLock<LastFault>,
-    /// `nice` value plus 20.
-    pub nice: AtomicU8,
-    /// Scheduling policy and priority as set; kept for those who ask.
-    pub policy: AtomicU64,
     /// PR_SET_PDEATHSIG.
     pub parent_death_signal: AtomicU32,
     /// A vfork parent that waits for this thread to let go of its memory.
@@ -119,8 +115,6 @@ impl Thread {
             alt_stack: SpinLock::new(AltStack::default()),
             restart: SpinLock::new(None),
             last_fault: SpinLock::new(LastFault::default()),
-            nice: AtomicU8::new(20),
-            policy: AtomicU64::new(0),
             parent_death_signal: AtomicU32::new(0),
             vfork: SpinLock::new(None),
         }
