@@ -122,7 +122,7 @@ fn heap_objects_freed_on_another_cpu() -> TestResult {
     Ok(())
 }
 
-/// 32 MiB of small objects, freed in an order that empties each page only at the very end: all frames come back but what the
+/// 8 MiB of small objects, freed in an order that empties each page only at the very end: all frames come back but what the
 /// bounded per-CPU lists hold.
 fn heap_pages_come_back() -> TestResult {
     struct Node<const WORDS: usize> {
@@ -147,8 +147,8 @@ fn heap_pages_come_back() -> TestResult {
     let before = frame::usage().0;
     fill_and_empty::<7>(64 << 10)?;
     fill_and_empty::<31>(192 << 10)?;
-    fill_and_empty::<127>(2 << 20)?;
-    fill_and_empty::<255>(30 << 20)?;
+    fill_and_empty::<127>(1 << 20)?;
+    fill_and_empty::<255>(7 << 20)?;
     let after = frame::usage().0;
     // Each object on a CPU's list may hold a page.
     let held = heap::most_listed(&[64, 256, 1024, 2048]) * cpu::count();
