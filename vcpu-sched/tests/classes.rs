@@ -155,7 +155,10 @@ fn a_cpu_promises_95_percent_and_the_first_that_fits_is_chosen() {
     assert_eq!(budgets[0].admit(&half), Err(Overcommitted));
     budgets[0].release(&half);
     assert_eq!(budgets[0], Budget::new());
-    assert_eq!(choose_cpu(&half, &CpuMask::one_shot(CpuId(2)), CpuId(0), |cpu| budgets[cpu.index()]), Err(Overcommitted));
+    assert_eq!(
+        choose_cpu(&half, &CpuMask::one_shot(CpuId(2)), CpuId(0), |cpu| budgets[cpu.index()]),
+        Err(Overcommitted)
+    );
     assert_eq!(choose_cpu(&half, &all, CpuId(1), |cpu| budgets[cpu.index()]), Ok(CpuId(0)));
 }
 

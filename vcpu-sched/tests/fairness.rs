@@ -346,5 +346,6 @@ proptest! {
 /// Virtual time, as the crate computes it: by the inverse weight, whose rounding is part of the definition.
 fn virtual_time(task: &Task, real: u64) -> i128 {
     let weight = task.sched().weight();
-    vcpu_sched::policy::fair::weight::virtual_time(real, weight, vcpu_sched::policy::fair::weight::inverse(weight)).into()
+    vcpu_sched::policy::fair::weight::virtual_time(real, weight, vcpu_sched::policy::fair::weight::inverse(weight))
+        .into()
 }

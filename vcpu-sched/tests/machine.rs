@@ -377,9 +377,9 @@ impl Machine {
     /// An idle CPU takes work from others.
     fn pull(&mut self, at: CpuId) {
         let Self { cpus, tasks, .. } = self;
-        let pulled = cpus
-            .iter_mut()
-            .find_map(|cpu| cpu.queue.steal(|task| tasks[task.index()].on_cpu.is_none() && tasks[task.index()].allowed.test(at)));
+        let pulled = cpus.iter_mut().find_map(|cpu| {
+            cpu.queue.steal(|task| tasks[task.index()].on_cpu.is_none() && tasks[task.index()].allowed.test(at))
+        });
         if let Some(task) = pulled {
             cpus[at.index()].queue.enqueue(task, EnqueueReason::Migrate, NOW);
         }

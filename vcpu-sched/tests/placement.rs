@@ -1,11 +1,12 @@
 //! Placement against its description, on machines of all sizes and in all states.
 
 use proptest::prelude::*;
+use vcpu_sched::balance;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::ids::CpuId;
-use vcpu_sched::balance;
 use vcpu_sched::placement::{
-    CpuView, Level, PickVerdict, Placement, enqueue_target, pick_verdict, select_cpu, select_cpu_new, select_cpu_realtime,
+    CpuView, Level, PickVerdict, Placement, enqueue_target, pick_verdict, select_cpu, select_cpu_new,
+    select_cpu_realtime,
 };
 use vcpu_sched::topology::{Seat, Topology};
 
@@ -209,7 +210,9 @@ fn a_topology_that_tells_nothing_is_flat() {
     let alone: Vec<Seat> = (0..4).map(|cpu| Seat { core: cpu, cache: 0, node: 0 }).collect();
     let topology = Topology::new(&alone);
     for cpu in (0..5).map(CpuId) {
-        assert!(topology.siblings(cpu).is_none() && topology.shared_cache(cpu).is_none() && topology.node(cpu).is_none());
+        assert!(
+            topology.siblings(cpu).is_none() && topology.shared_cache(cpu).is_none() && topology.node(cpu).is_none()
+        );
     }
     assert_eq!(Big::new(vec![0; 16], vec![0; 16]).topology.siblings(CpuId(5)), Some(&"4-5".parse().unwrap()));
 }

@@ -89,8 +89,8 @@ impl<E: Entity> Deadline<E> {
         } else if budget > 0 {
             let left = until - now;
             // budget / left > runtime / deadline
-            let asks_too_much = u128::from(budget.unsigned_abs()) * u128::from(deadline.0)
-                > u128::from(left.0) * u128::from(runtime.0);
+            let asks_too_much =
+                u128::from(budget.unsigned_abs()) * u128::from(deadline.0) > u128::from(left.0) * u128::from(runtime.0);
             if asks_too_much && deadline == period {
                 Self::start_over(e, now);
             } else if asks_too_much {

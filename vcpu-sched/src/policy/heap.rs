@@ -1,8 +1,9 @@
 //! A heap of tasks from which any task can be taken: by its place, noted in the task.
 //!
-//! Used by the fair and the deadline class. Keys are points on a circle of 2^64: they are compared by their distance, so that
-//! virtual time may wrap. The invariants: no key is before its parent's, and the slot of each task in it is its index with
-//! the heap's mark. A task that has left keeps its slot, which is why a removal looks who is there. Four children a node: half the levels of two, and a handful of tasks is one comparison deep.
+//! Used by the fair and the deadline class. Keys are points on a circle of 2^64: they are compared by their distance, so
+//! that virtual time may wrap. The invariants: no key is before its parent's, and the slot of each task in it is its index
+//! with the heap's mark. A task that has left keeps its slot, which is why a removal looks who is there. Four children a
+//! node: half the levels of two, and a handful of tasks is one comparison deep.
 
 use alloc::vec::Vec;
 

@@ -117,7 +117,10 @@ fn virtual_time_is_real_time_by_weight() {
             // The inverse of the greatest weight has 16 bits.
             assert!(virtual_time.abs_diff(exact) <= 1 + exact / 40_000, "nice {nice}: {virtual_time}, not {exact}");
             let back = weight::real_time(virtual_time as u64, weight);
-            assert!(back.abs_diff(real) <= 1 + real / 20_000 + u64::from(weight / 512), "nice {nice}: {back}, not {real}");
+            assert!(
+                back.abs_diff(real) <= 1 + real / 20_000 + u64::from(weight / 512),
+                "nice {nice}: {back}, not {real}"
+            );
         }
     }
     assert_eq!(weight::virtual_time(u64::MAX, weight::IDLE, weight::inverse(weight::IDLE)), i64::MAX as u64);
