@@ -224,6 +224,8 @@ pub struct KernelKeys<'a> {
     pub strace: bool,
     /// `stats=1`.
     pub stats: bool,
+    /// `trace=drain`.
+    pub trace: bool,
     /// `virtio_mmio.device`: size, base, GSI.
     pub virtio: Option<(u64, u64, u32)>,
 }
@@ -246,6 +248,9 @@ impl KernelKeys<'_> {
         }
         if self.stats {
             words.push("stats=1".into());
+        }
+        if self.trace && !sets(user, "trace") {
+            words.push("trace=drain".into());
         }
         if let Some((size, base, gsi)) = self.virtio {
             words.push(format!("virtio_mmio.device={}K@{base:#x}:{gsi}", size >> 10));
@@ -275,14 +280,16 @@ mod tests {
             winsize: Some((120, 40)),
             strace: true,
             stats: false,
+            trace: true,
             virtio: Some((0x1000, 0xd000_0000, 5)),
         };
         assert_eq!(
             keys.cmdline("test=mm"),
             "log_level=warn quirks=pf_syscall,slow_ring0 tty=02 winsize=120x40 strace=1 \
-             virtio_mmio.device=4K@0xd0000000:5 test=mm"
+             trace=drain virtio_mmio.device=4K@0xd0000000:5 test=mm"
         );
         assert!(!keys.cmdline("quirks=").contains("pf_syscall"));
+        assert!(!keys.cmdline("trace=ring").contains("drain"));
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
         log_level: config.log_level,
         start,
         control: config.control.clone(),
+        trace: config.trace.clone(),
         program: config.program.iter().flat_map(|p| std::iter::once(&p.name).chain(&p.args)).cloned().collect(),
     };
     Ok(Vm::build(guest, options)?.run()?)
@@ -121,6 +122,7 @@ pub(crate) fn kernel_cmdline(guest: &Guest, options: &Options, quirks: &str) -> 
         winsize: virtio::window_size().map(|size| (size.cols, size.rows)),
         strace: options.strace,
         stats: options.stats,
+        trace: options.trace.is_some(),
         virtio: (!guest.serial_console).then_some((
             crate::boot::layout::VIRTIO_MMIO_SIZE,
             crate::boot::layout::VIRTIO_MMIO,

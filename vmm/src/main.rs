@@ -42,6 +42,9 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             if let Some(message) = ended.end.message() {
                 say(format_args!("taskvisor: {message}\n"));
             }
+            if let Some(trouble) = &ended.trace {
+                say(format_args!("taskvisor: {trouble}\n"));
+            }
             if let Some(stats) = &ended.stats {
                 say(format_args!("{stats}"));
             }

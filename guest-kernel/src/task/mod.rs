@@ -259,6 +259,11 @@ impl Task {
         self.name.get()
     }
 
+    /// Number of its process; 0: none.
+    pub fn process(&self) -> u32 {
+        self.process
+    }
+
     /// Renames the task; cut to 16 bytes.
     pub fn set_name(&self, name: &str) {
         self.name.set(name);

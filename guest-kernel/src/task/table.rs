@@ -54,6 +54,7 @@ pub fn insert(task: &Arc<Task>) {
     let slot = tasks.listing.insert(Arc::as_ptr(task));
     tasks.by_id.insert(task.id.0, (task.clone(), slot));
     trace::name(task.id, &task.name());
+    trace::process(task.id, task.process());
 }
 
 /// Takes a task off the list.

@@ -104,6 +104,14 @@ pub fn name(task: TaskId, name: &str) {
     }
 }
 
+/// The process of a task; 0: none, and then nothing is told.
+#[inline(always)]
+pub fn process(task: TaskId, process: u32) {
+    if process != 0 {
+        plain(Kind::Process, task, 0, u64::from(process), 0);
+    }
+}
+
 /// A name as the record's two words: 16 bytes, zero-padded.
 fn name_words(name: &str) -> [u64; 2] {
     let mut words = [0_u64; 2];

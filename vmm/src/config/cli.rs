@@ -12,6 +12,7 @@ use super::units::{parse_duration, parse_size};
 use super::{Config, ConsoleChoice, FileSpec, LogLevel, LogSink, ProgramSpec};
 use crate::archive::build::clean;
 use crate::control::ctl::Question;
+use crate::trace::{Format, FormatError};
 
 /// Paragraphs are single lines: clap wraps them to the terminal.
 const EXIT_CODES: &str = "\
@@ -166,6 +167,10 @@ pub struct GuestArgs {
     /// Serve the control interface on this Unix socket, for taskvisor ctl and taskvisor top
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
+    /// Record what the guest's scheduler and the vCPUs do: a Perfetto trace for ui.perfetto.dev (.pftrace) or JSON
+    /// lines (.jsonl)
+    #[arg(long, value_name = "FILE", value_parser = parse_trace)]
+    pub trace: Option<PathBuf>,
 
     /// A static Linux x86-64 program and its arguments. It is looked up like a shell does, and packed as /bin/NAME
     /// with argv[0] as given here
@@ -192,6 +197,7 @@ impl From<GuestArgs> for Config {
             log_level: args.log_level,
             console: args.console,
             control: args.control,
+            trace: args.trace,
         }
     }
 }
@@ -211,6 +217,11 @@ pub enum ValueError {
     /// `--file`.
     #[error("the guest path {0} names no file")]
     NoGuestName(String),
+}
+
+/// A file whose name tells a format, so that a wrong one shows before a guest has run.
+fn parse_trace(text: &str) -> Result<PathBuf, FormatError> {
+    Format::of(Path::new(text)).map(|_| text.into())
 }
 
 fn parse_env(text: &str) -> Result<(String, String), ValueError> {
@@ -291,6 +302,7 @@ mod tests {
             (&["--vcpus", "-1"], "--vcpus"),
             (&["--file", ":x"], "host path is empty"),
             (&["--log-level", "loud"], "possible values"),
+            (&["--trace", "x.json"], "unknown trace format .json"),
             (&["--no-such-flag"], "--no-such-flag"),
         ] {
             let error = config(args).unwrap_err();

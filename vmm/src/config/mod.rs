@@ -126,6 +126,8 @@ pub struct Config {
     pub console: ConsoleChoice,
     /// Where the control socket shall be.
     pub control: Option<PathBuf>,
+    /// Record what the guest does in this file.
+    pub trace: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -146,6 +148,7 @@ impl Default for Config {
             log_level: LogLevel::default(),
             console: ConsoleChoice::default(),
             control: None,
+            trace: None,
         }
     }
 }

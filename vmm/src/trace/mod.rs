@@ -1,6 +1,6 @@
 //! Traces: what guest and VMM recorded, in files.
 //!
-//! `Recorder` takes records from a running guest and hands them to a thread that owns a [`TraceWriter`]; the simulator uses a
+//! [`Recorder`] takes records from a running guest and hands them to a thread that owns a [`TraceWriter`]; the simulator uses a
 //! [`TraceWriter`] directly; `taskvisor report` reads files with a [`TraceReader`]. The formats are told in docs/tracing.md.
 //!
 //! Invariants: a file holds every record as it was written, with the place where each lost one is missing; writing and reading
@@ -9,9 +9,12 @@
 pub mod clock;
 mod index;
 mod jsonl;
+mod merge;
 mod names;
 mod perfetto;
 mod reader;
+mod recorder;
+mod rings;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -22,8 +25,10 @@ use std::path::{Path, PathBuf};
 
 use vcpu_sched::events::Record;
 
+pub use merge::Summary;
 pub use names::{kind_name, policy_name};
 pub use reader::{Records, TraceReader};
+pub use recorder::{Recorder, VcpuTracer};
 pub use writer::TraceWriter;
 
 /// Version of both formats: of the header and of what a chunk or line holds.

@@ -50,6 +50,13 @@ impl TraceWriter {
         }
     }
 
+    /// Names in records that are about to be written, but perhaps after others that refer to them.
+    pub fn learn_names(&mut self, records: &[Record]) {
+        if let Output::Pftrace(writer) = &mut self.output {
+            writer.learn_names(records);
+        }
+    }
+
     /// Writes records of one stream, in their order. Streams may alternate as they like.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ use super::exit::{Exit, Fatal, RunPage, decode};
 use super::kick::Armed;
 use super::report::Snapshot;
 use crate::memory::Ram;
+use crate::trace::VcpuTracer;
 
 /// What the owner of a vCPU may ask of it; each is followed by a kick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub struct Vcpu {
     pub commands: Receiver<Command>,
     /// Its exits.
     pub counts: Arc<ExitCounts>,
+    /// Where its entries and exits are recorded.
+    pub tracer: Option<VcpuTracer>,
 }
 
 enum State {
@@ -90,6 +93,7 @@ impl Vcpu {
     /// Runs the vCPU until it ends. Call it on the thread that shall be the vCPU's for good.
     pub fn run(mut self) -> Outcome {
         let _armed = Armed::new(&mut self.fd);
+        self.trace(VcpuTracer::begin);
         // A kick before this point has set no flag, but its command waits in the channel.
         let mut state = self.next_command(State::Running);
         loop {
@@ -104,12 +108,15 @@ impl Vcpu {
     /// In the guest, until something else than I/O happens.
     fn running(&mut self) -> State {
         loop {
+            self.trace(VcpuTracer::entry);
             let result = self.fd.run().map(|_| ()).map_err(|error| error.errno());
+            self.trace(VcpuTracer::exit);
             // SAFETY: the mapping is `run_size` bytes long (KVM_GET_VCPU_MMAP_SIZE) and lives as long as `fd`; the
             // exit that borrows it is gone at the end of this turn, before the next KVM_RUN.
             let page = unsafe { RunPage::new(self.fd.get_kvm_run(), self.run_size) };
             let (kind, next) = serve(decode(result, page), &self.buses);
             self.counts.add(kind);
+            self.trace(|tracer| tracer.reason(kind));
             match next {
                 Next::Continue => {}
                 Next::LookForCommands => {
@@ -124,9 +131,19 @@ impl Vcpu {
         }
     }
 
+    #[inline]
+    fn trace(&mut self, record: impl FnOnce(&mut VcpuTracer)) {
+        if let Some(tracer) = &mut self.tracer {
+            record(tracer);
+        }
+    }
+
     /// Out of the guest until the next command.
     fn paused(&mut self) -> State {
-        match self.commands.recv() {
+        self.trace(|tracer| tracer.pause(true));
+        let command = self.commands.recv();
+        self.trace(|tracer| tracer.pause(false));
+        match command {
             Ok(command) => on_command(State::Paused, command),
             Err(_) => State::Finished(Outcome::Stopped),
         }

@@ -13,7 +13,7 @@ use taskvisor_devices::event::{EventSender, GuestEvents, guest_events};
 use taskvisor_devices::uart::{Buffering, Uart};
 use taskvisor_devices::virtio::console::Drained;
 use taskvisor_devices::virtio::mmio::MmioTransport;
-use taskvisor_devices::{debug_exit, directory, milestone, reset, uart};
+use taskvisor_devices::{debug_exit, directory, doorbell, milestone, reset, uart};
 
 use super::{Options, VmError, host, kvm_call};
 use crate::boot::acpi::VirtioMmio;
@@ -28,6 +28,7 @@ use crate::end::End;
 use crate::guestview::Told;
 use crate::memory::Ram;
 use crate::signals::SignalFd;
+use crate::trace::Recorder;
 use crate::vcpu::run_loop::Buses;
 
 /// How long output may take to drain after an end that the user has forced.
@@ -56,7 +57,13 @@ pub struct Built {
 }
 
 /// Makes all devices; COM1 carries the streams if `serial_console`, else the log.
-pub fn build(fd: &VmFd, ram: &Ram, options: &Options, serial_console: bool) -> Result<Built, VmError> {
+pub fn build(
+    fd: &VmFd,
+    ram: &Ram,
+    options: &Options,
+    serial_console: bool,
+    recorder: Option<&Recorder>,
+) -> Result<Built, VmError> {
     let stop = StopFlag::default();
     let (sender, events) = guest_events().map_err(host("can't make an eventfd"))?;
     let mut buses = Buses { pio: Bus::new(BusKind::Pio), mmio: Bus::new(BusKind::Mmio) };
@@ -72,12 +79,20 @@ pub fn build(fd: &VmFd, ram: &Ram, options: &Options, serial_console: bool) -> R
     buses.pio.insert("COM1", uart::COM1_PORT, uart::LEN, com1.clone())?;
     buses.pio.insert("COM2", uart::COM2_PORT, uart::LEN, com2.clone())?;
     add_exit_ports(&mut buses.pio, &sender)?;
+    let recorded = recorder.map(Recorder::directory_listener);
     let told = Arc::new(Told::default());
-    let port = directory::DirectoryPort::new({
-        let told = told.clone();
-        move |page| told.set(page)
+    let heard = told.clone();
+    let port = directory::DirectoryPort::new(move |page| {
+        heard.set(page);
+        if let Some(recorded) = &recorded {
+            recorded(page);
+        }
     });
     buses.pio.insert("directory", directory::PORT, directory::LEN, shared(port))?;
+    if let Some(recorder) = recorder {
+        let bell = doorbell::Doorbell::new(recorder.doorbell_listener());
+        buses.pio.insert("trace doorbell", doorbell::PORT, doorbell::LEN, shared(bell))?;
+    }
 
     let (mut console, mut virtio) = (None, Vec::new());
     if !serial_console {

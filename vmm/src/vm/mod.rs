@@ -48,6 +48,7 @@ use crate::launch::kernel_cmdline;
 use crate::memory::{self, MemoryError, PAGE_SIZE, Ram};
 use crate::signals::SignalFd;
 use crate::stats::{self, Milestones};
+use crate::trace::{self, Recorder, TraceError};
 use crate::vcpu::kick;
 use crate::vcpu::report::{self, Tasks};
 use crate::vcpu::run_loop::Buses;
@@ -115,6 +116,9 @@ pub enum VmError {
     /// vCPU set-up.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The trace's file.
+    #[error("can't record a trace: {0}")]
+    Trace(#[from] TraceError),
     /// Devices don't fit together; a defect of ours.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -159,6 +163,8 @@ pub struct Options {
     pub log: LogSink,
     /// How much of it.
     pub log_level: LogLevel,
+    /// Where to record what the guest does.
+    pub trace: Option<PathBuf>,
     /// When the process started.
     pub start: Instant,
     /// Where the control socket shall be.
@@ -176,6 +182,8 @@ pub struct Ended {
     pub report: Option<String>,
     /// Statistics, if asked for.
     pub stats: Option<String>,
+    /// What is wrong with the trace.
+    pub trace: Option<String>,
 }
 
 /// A machine that hasn't run yet.
@@ -191,6 +199,7 @@ pub struct Vm {
     reader: Reader,
     control: Option<Listening>,
     topology: Topology,
+    recorder: Option<Recorder>,
     fd: VmFd,
 }
 
@@ -217,13 +226,14 @@ impl Vm {
         if let Some(khz) = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).filter(|khz| *khz != 0) {
             cpuid.set_tsc_khz(khz);
         }
-        let built = devices::build(&fd, &ram, &options, guest.serial_console)?;
+        let cmdline = kernel_cmdline(&guest, &options, &quirks.to_string());
+        let recorder = record(&options, &ram, &vcpus, &cmdline)?;
+        let built = devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref())?;
         milestones.note("machine_made");
 
         if quirks.slow_ring0 && !guest.is_ours() {
             cpuid.hide_cmpxchg16b();
         }
-        let cmdline = kernel_cmdline(&guest, &options, &quirks.to_string());
         let (entry, boot_data) = load(&guest, &cmdline, &ram, topology, &built.virtio)?;
         for (id, vcpu) in (0u32..).zip(&vcpus) {
             let start = (id == 0).then_some(Start { entry: &entry, boot_data });
@@ -242,6 +252,7 @@ impl Vm {
             control,
             topology,
             ram,
+            recorder,
             fd,
         })
     }
@@ -262,6 +273,7 @@ impl Vm {
             ram: self.ram.clone(),
             outcomes: sender,
             outcome_evt: outcome_evt.try_clone().map_err(host("can't make an eventfd"))?,
+            recorder: self.recorder.as_ref(),
         };
         self.milestones.note("vcpus_started");
         let mut threads =
@@ -309,7 +321,8 @@ impl Vm {
         };
         let stats =
             self.options.stats.then(|| stats::render(&hub.milestones, &threads.counts(), memory::touched(&self.ram)));
-        Ok(Ended { end, report, stats })
+        let trace = self.recorder.take().and_then(Recorder::end);
+        Ok(Ended { end, report, stats, trace })
     }
 }
 
@@ -365,6 +378,23 @@ fn probe(kvm: &Kvm) -> Quirks {
         log::warn!("can't find out how this host's KVM differs, taken as ordinary: {error}");
         Quirks::default()
     })
+}
+
+/// Starts what `--trace` asks for.
+fn record(options: &Options, ram: &Ram, vcpus: &[VcpuFd], cmdline: &str) -> Result<Option<Recorder>, VmError> {
+    let Some(path) = &options.trace else { return Ok(None) };
+    let khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0);
+    let policy = cmdline.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("policy="));
+    let header = trace::Header {
+        version: trace::VERSION,
+        cpus: options.vcpus,
+        tsc_khz: khz,
+        policy: policy.unwrap_or_default().to_owned(),
+        command_line: cmdline.to_owned(),
+        program: options.program.clone(),
+        realtime_ns: 0,
+    };
+    Ok(Some(Recorder::start(path, ram.clone(), options.vcpus, khz, header)?))
 }
 
 fn open_kvm() -> Result<Kvm, VmError> {

@@ -14,6 +14,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::Ram;
+use crate::trace::Recorder;
 use crate::vcpu::counts::ExitCounts;
 use crate::vcpu::kick;
 use crate::vcpu::run_loop::{Buses, Command, Outcome, Vcpu};
@@ -36,7 +37,7 @@ struct VcpuThread {
 }
 
 /// What all vCPUs share.
-pub struct Shared {
+pub struct Shared<'a> {
     /// Size of a `kvm_run` mapping.
     pub run_size: usize,
     /// Where I/O goes.
@@ -47,6 +48,8 @@ pub struct Shared {
     pub outcomes: Sender<Outcome>,
     /// Becomes readable when they do.
     pub outcome_evt: EventFd,
+    /// What records them.
+    pub recorder: Option<&'a Recorder>,
 }
 
 /// Running vCPUs; stopped when dropped.
@@ -57,7 +60,7 @@ pub struct Threads {
 
 impl Threads {
     /// Starts a thread for each vCPU. Signals to be handled elsewhere must be blocked already.
-    pub fn start(fds: Vec<VcpuFd>, shared: &Shared) -> io::Result<Self> {
+    pub fn start(fds: Vec<VcpuFd>, shared: &Shared<'_>) -> io::Result<Self> {
         let mut threads = Self::default();
         for (id, fd) in (0u32..).zip(fds) {
             let (commands, receiver) = channel();
@@ -70,6 +73,7 @@ impl Threads {
                 ram: shared.ram.clone(),
                 commands: receiver,
                 counts: counts.clone(),
+                tracer: shared.recorder.map(|recorder| recorder.tracer(id)),
             };
             let (outcomes, evt) = (shared.outcomes.clone(), shared.outcome_evt.try_clone()?);
             let (tell_tid, tid) = channel();

@@ -129,6 +129,18 @@ impl<W: Write> PerfettoWriter<W> {
         Ok(())
     }
 
+    /// Takes names of tasks that have none yet, ahead of the records' own turn.
+    pub fn learn_names(&mut self, records: &[Record]) {
+        for record in records {
+            if let Some(Event::Name(name)) = Event::decode(record) {
+                let known = &mut self.tasks.entry(record.task).or_default().name;
+                if known.is_empty() {
+                    *known = names::text_of(&name);
+                }
+            }
+        }
+    }
+
     /// Gives the file back, with everything written.
     pub fn finish(mut self) -> io::Result<W> {
         self.out.flush()?;
@@ -247,14 +259,18 @@ impl<W: Write> PerfettoWriter<W> {
     /// The name that Perfetto shows.
     fn comm(&self, task: u32) -> String {
         match self.tasks.get(&task) {
-            Some(known) => known.name.clone(),
-            None => format!("task {task}"),
+            Some(known) if !known.name.is_empty() => known.name.clone(),
+            _ => format!("task {task}"),
         }
     }
 
     fn rename(&mut self, task: u32, name: &[u8; 16]) -> io::Result<Option<String>> {
         let new = names::text_of(name);
-        let old = std::mem::replace(&mut self.tasks.entry(task).or_default().name, new);
+        let known = &mut self.tasks.entry(task).or_default().name;
+        if *known == new {
+            return Ok(None);
+        }
+        let old = std::mem::replace(known, new);
         self.tree(task)?;
         Ok((!old.is_empty()).then_some(old))
     }
