@@ -10,7 +10,7 @@ use super::invariant::{Findings, Invariant, Outcome};
 use super::order::{is_idle, missing};
 use super::task::{Place, Queued, Rank, TaskState};
 use super::{Options, Stamped};
-use crate::events::{ClassTag, Event, Kind, Side};
+use crate::events::{ClassTag, Event, Kind, Record, Side};
 use crate::ids::{CpuId, Nanos, TaskId};
 use crate::task::state::State;
 
@@ -106,10 +106,7 @@ impl Rules {
         let (r, task) = (&record.record, TaskId(record.record.task));
         let cpu = self.fleet.get(record.cpu);
         match kind {
-            Kind::Affinity if !self.dead.contains(task) => {
-                let state = self.tasks.entry(task).or_insert_with(TaskState::new);
-                state.affinity.word(record.time, r.a, r.b as u32, (r.b >> 32) as u32);
-            }
+            Kind::Affinity if !self.dead.contains(task) => self.affinity(task, r, record.time),
             Kind::Params => self.params(task, ClassTag { policy: r.a as u8, prio: (r.a >> 8) as u8 }, record.time),
             Kind::Ipi if r.flags & crate::events::flag::RECEIVED == 0 => self.kick(CpuId(r.a as u32), true),
             Kind::Halt if r.flags == 0 && cpu.current == Current::Unknown => {
@@ -134,6 +131,23 @@ impl Rules {
         self.fleet.set(record.cpu, Current::Unknown, Rank::FAIR, record.time, &mut self.findings);
     }
 
+    /// A task's affinity changes, maybe in a queue.
+    fn affinity(&mut self, id: TaskId, r: &Record, time: Nanos) {
+        let queued = match self.tasks.get(&id).map(|task| task.place) {
+            Some(Place::Queued(cpu, _)) => Some(cpu),
+            _ => None,
+        };
+        if queued.is_some() {
+            self.leave(id, time);
+        }
+        let state = self.tasks.entry(id).or_insert_with(TaskState::new);
+        state.affinity.word(time, r.a, r.b as u32, (r.b >> 32) as u32);
+        if let Some(cpu) = queued {
+            // Where it may go now it has not waited for yet.
+            self.enqueue(id, cpu, None, time);
+        }
+    }
+
     /// A task's class changes, maybe in a queue.
     fn params(&mut self, id: TaskId, class: ClassTag, time: Nanos) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
@@ -145,6 +159,7 @@ impl Rules {
             }
             Place::OnCpu(cpu) if self.fleet.get(cpu).current.task() == Some(id) => {
                 self.fleet.get(cpu).rank = Rank::of(class);
+                self.fleet.compare(cpu, time, &mut self.findings);
             }
             _ => {}
         }
