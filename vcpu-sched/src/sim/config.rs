@@ -4,6 +4,7 @@
 
 use crate::ids::Nanos;
 use crate::runqueue::PolicyKind;
+use crate::topology::Topology;
 
 /// What the machine takes for what a kernel does. All may be zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +42,8 @@ impl Default for Costs {
 pub struct Config {
     /// How many CPUs, 1 to [`MAX_CPUS`](crate::cpumask::MAX_CPUS).
     pub cpus: u32,
+    /// Who shares what with whom.
+    pub topology: Topology,
     /// The policy of ordinary tasks.
     pub policy: PolicyKind,
     /// Everything that is left to chance follows from it.

@@ -36,6 +36,8 @@ pub(super) struct Cpu {
     pub(super) burst_end: Option<Nanos>,
     /// The task that was left must go to another CPU.
     pub(super) forward: bool,
+    /// How many tasks its queue had when the machine was told last.
+    pub(super) published: u32,
     pub(super) figures: CpuFigures,
 }
 
@@ -99,6 +101,7 @@ impl Cpu {
             tick_at: None,
             burst_end: None,
             forward: false,
+            published: 0,
             figures: CpuFigures::default(),
         }
     }

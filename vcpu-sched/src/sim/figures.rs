@@ -97,6 +97,8 @@ pub struct GroupFigures {
     pub jobs: u64,
     /// Jobs that ended after their deadline.
     pub misses: u64,
+    /// Deadline tasks that no CPU could promise what they asked for: they ran as ordinary tasks.
+    pub refused: u64,
     /// Time from wake-up to CPU, in nanoseconds.
     pub latency: Histogram<u64>,
     /// Time from release to end of the jobs, in nanoseconds.
@@ -151,6 +153,7 @@ impl GroupFigures {
             passes: 0,
             jobs: 0,
             misses: 0,
+            refused: 0,
             latency: histogram(),
             response: histogram(),
             shares: Shares::default(),
@@ -212,6 +215,16 @@ pub struct Figures {
 }
 
 impl<S: Sink> Machine<'_, S> {
+    /// Virtual time.
+    pub fn now(&self) -> Nanos {
+        self.now
+    }
+
+    /// Trace records written so far.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
     /// The figures at the end.
     pub fn finish(mut self, end: End) -> Figures {
         let now = self.now;

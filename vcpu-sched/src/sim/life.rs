@@ -16,6 +16,8 @@ use crate::cpumask::{CpuMask, MASK_BYTES};
 use crate::entity::SchedEntity;
 use crate::events::{Kind, Record};
 use crate::ids::{CpuId, Nanos, TaskId};
+use crate::params::{Class, SchedParams};
+use crate::policy::deadline::{self, Overcommitted};
 use crate::task::state::{AtomicState, State};
 
 /// Steps that a task may make on the average without time passing: more than a program can have without a loop.
@@ -45,6 +47,14 @@ impl<S: Sink> Machine<'_, S> {
                 mask
             }
         };
+        let (params, home) = match self.admit(params, &allowed, me) {
+            Ok(admitted) => admitted,
+            Err(Overcommitted) => {
+                self.figures[group].refused += 1;
+                (SchedParams::NORMAL, None)
+            }
+        };
+        let allowed = home.map_or(allowed, CpuMask::one_shot);
         self.write_name(me, id, &format!("{}/{index}", template.name));
         if allowed != self.online {
             self.write_affinity(me, id, &allowed);
@@ -63,8 +73,31 @@ impl<S: Sink> Machine<'_, S> {
             since: Cell::new(self.now),
             exec: RefCell::new(Exec::new(chance, parent, self.now)),
         }));
+        task.sched.set_home(home);
         self.tasks.push(Some(task.clone()));
         task
+    }
+
+    /// Finds a CPU that can promise a deadline task what it asks for, and takes it from that CPU's budget. Other tasks need
+    /// nothing.
+    pub(super) fn admit(
+        &mut self,
+        params: SchedParams,
+        allowed: &CpuMask,
+        preferred: CpuId,
+    ) -> Result<(SchedParams, Option<CpuId>), Overcommitted> {
+        let Class::Deadline(promise) = params.class else { return Ok((params, None)) };
+        let home = deadline::choose_cpu(&promise, allowed, preferred, |cpu| self.budgets[cpu.index()])?;
+        self.budgets[home.index()].admit(&promise)?;
+        Ok((params, Some(home)))
+    }
+
+    /// Gives back what a deadline task was promised.
+    pub(super) fn release(&mut self, task: &TaskRef) {
+        if let (Some(home), Class::Deadline(promise)) = (task.sched.home(), task.sched.params().class) {
+            self.budgets[home.index()].release(&promise);
+            task.sched.set_home(None);
+        }
     }
 
     /// The part of a mask that the machine has; all of it if that is nothing.
@@ -84,6 +117,7 @@ impl<S: Sink> Machine<'_, S> {
             return;
         }
         self.live -= 1;
+        self.release(task);
         self.keep_figures(task, Some(task.since.get()));
     }
 

@@ -23,6 +23,7 @@ use super::task::TaskRef;
 use crate::cpumask::{CpuMask, MAX_CPUS};
 use crate::events::{Kind, Record, flag};
 use crate::ids::{CpuId, Nanos, TaskId};
+use crate::policy::deadline::Budget;
 use crate::task::state::{BadTransition, Event};
 
 /// Who gets the records, in the order of their time. Records of the same moment come in the order of cause and effect.
@@ -113,6 +114,14 @@ pub struct Machine<'w, S> {
     agenda: Agenda,
     pub(super) cpus: Vec<Cpu>,
     pub(super) online: CpuMask,
+    /// CPUs that have looked for work in vain.
+    pub(super) idle: CpuMask,
+    /// CPUs in whose queues real-time tasks wait.
+    pub(super) realtime: CpuMask,
+    /// Tasks in all queues.
+    pub(super) waiting: u64,
+    /// What of each CPU is promised to deadline tasks.
+    pub(super) budgets: Vec<Budget>,
     /// By number, less one; `None`: ended.
     pub(super) tasks: Vec<Option<TaskRef>>,
     pub(super) live: u32,
@@ -168,6 +177,10 @@ impl<'w, S: Sink> Machine<'w, S> {
             agenda: Agenda::new(count as usize + 1),
             cpus: (0..count).map(|cpu| Cpu::new(CpuId(cpu), config.policy)).collect(),
             online: CpuMask::full(count),
+            idle: CpuMask::empty(),
+            realtime: CpuMask::empty(),
+            waiting: 0,
+            budgets: alloc::vec![Budget::new(); count as usize],
             tasks: Vec::new(),
             live: 0,
             arrived: alloc::vec![0; groups],
@@ -347,6 +360,9 @@ impl<'w, S: Sink> Machine<'w, S> {
         }
         cpu.arm_tick(now);
         self.write(me, &Record { tsc: now.0, task: task.0, kind: Kind::Tick as u8, flags, ..Record::default() });
+        if self.cpus[me.index()].nr_running() > 1 {
+            self.spread(me);
+        }
         while let Some(id) = self.cpus[me.index()].timers.pop_expired(now) {
             if let Some(task) = self.task(id) {
                 self.wake(me, &task, true)?;

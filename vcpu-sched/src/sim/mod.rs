@@ -14,7 +14,7 @@
 //! | [`random`] | time spans drawn by chance |
 //! | [`config`] | what the machine is |
 //! | [`machine`] | the clock, interrupts, the world outside |
-//! | `sched` | the mechanism: queue, wake, switch, move |
+//! | `sched`, `balance` | the mechanism: queue, wake, switch; move |
 //! | `exec`, `code` | the interpreter of programs |
 //! | `channel` | what tasks wait for each other with |
 //! | `life` | beginning and end of tasks |
@@ -27,6 +27,7 @@
 //! of the loom models and of `tests/machine.rs`.
 
 mod agenda;
+mod balance;
 mod channel;
 mod code;
 pub mod config;

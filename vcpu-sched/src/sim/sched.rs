@@ -5,22 +5,26 @@
 //! the kernel's: a ready task is queued by whoever made it ready, on the CPU that still stands on its stack if there is one;
 //! and whoever queues a task on another CPU kicks that CPU.
 
+use super::balance::level;
 use super::cpu::{Cpu, Phase};
 use super::machine::{Fault, Machine, Sink};
 use super::task::TaskRef;
 use crate::cpu::kick::Requests;
 use crate::cpumask::CpuMask;
+use crate::entity::Rank;
 use crate::events::{ClassTag, Kind, MigrateReason, Record, Side, flag};
 use crate::ids::{CpuId, Nanos, TaskId};
-use crate::params::SchedParams;
-use crate::placement::{self, CpuView, PickVerdict, Placement};
+use crate::params::{Class, SchedParams};
+use crate::placement::{self, CpuView, Level, PickVerdict, Placement};
 use crate::policy::{EnqueueReason, PutReason};
 use crate::task::state::{Action, Event, State};
+use crate::topology::Topology;
 
 /// What placement sees of the CPUs.
-struct View<'a> {
+pub(super) struct View<'a> {
     cpus: &'a [Cpu],
     online: &'a CpuMask,
+    topology: &'a Topology,
 }
 
 impl CpuView for View<'_> {
@@ -35,19 +39,31 @@ impl CpuView for View<'_> {
     fn nr_running(&self, cpu: CpuId) -> u32 {
         self.cpus[cpu.index()].nr_running()
     }
+
+    fn topology(&self) -> Option<&Topology> {
+        Some(self.topology)
+    }
+
+    fn level(&self, cpu: CpuId) -> Level {
+        self.cpus[cpu.index()].current.as_ref().map_or(Level::IDLE, level)
+    }
+
+    fn waiting_realtime(&self, cpu: CpuId) -> u8 {
+        self.cpus[cpu.index()].queue.highest_realtime()
+    }
 }
 
 /// Where a ready task comes from.
 #[derive(Clone, Copy)]
-enum Arrival {
+pub(super) enum Arrival {
     New,
     Wake { from_interrupt: bool },
     Migrate(MigrateReason),
 }
 
 impl<S: Sink> Machine<'_, S> {
-    fn view(&self) -> View<'_> {
-        View { cpus: &self.cpus, online: &self.online }
+    pub(super) fn view(&self) -> View<'_> {
+        View { cpus: &self.cpus, online: &self.online, topology: &self.config.topology }
     }
 
     /// The idle task's number on a CPU: out of the way of the others, see [`super::IDLE_BASE`].
@@ -86,13 +102,17 @@ impl<S: Sink> Machine<'_, S> {
         let target = {
             let allowed = task.allowed.borrow();
             let place = Placement { last_cpu: task.cpu.get(), allowed: &allowed };
-            placement::enqueue_target(stack_on, &place, me, &self.view())
+            if stack_on.is_none() && task.sched.rank() == Rank::Realtime {
+                placement::select_cpu_realtime(level(&task), &place, me, &self.view())
+            } else {
+                placement::enqueue_target(stack_on, &place, me, &self.view())
+            }
         };
         self.enqueue_on(me, target, task, why);
     }
 
     /// Puts a ready task into a CPU's queue and makes sure that the CPU will look at it.
-    fn enqueue_on(&mut self, me: CpuId, target: CpuId, task: TaskRef, why: Arrival) {
+    pub(super) fn enqueue_on(&mut self, me: CpuId, target: CpuId, task: TaskRef, why: Arrival) {
         let now = self.now;
         let waker = self.current_id(me);
         let from = task.cpu.replace(target);
@@ -114,18 +134,18 @@ impl<S: Sink> Machine<'_, S> {
             }
             None => true,
         };
-        if preempts {
-            cpu.need_resched = true;
-        }
         let earlier = cpu.wanted_tick(now).is_some_and(|at| timer_before.is_none_or(|before| at < before));
-        let mut kicked = false;
+        let waits = cpu.current.is_some();
         if target == me {
             cpu.arm_tick(now);
-        } else {
-            // A sleeping CPU needs the interrupt to wake up; a busy one to leave its current task or to arm its timer.
-            let asleep = cpu.sleep.kick();
-            kicked = (asleep || (cpu.current.is_some() && (preempts || earlier))) && self.send_interrupt(me, target);
         }
+        self.publish(target);
+        let kicked = if preempts {
+            self.request(me, target)
+        } else {
+            // It may run without a timer, or with a later one, and only it can arm its own.
+            target != me && earlier && self.send_interrupt(me, target)
+        };
         let seq = task.sched.next_place_record();
         let (id, tag, tsc) = (task.id, task.sched.tag(), now.0);
         let mut flags = if kicked { flag::KICKED } else { 0 };
@@ -141,10 +161,13 @@ impl<S: Sink> Machine<'_, S> {
         };
         self.write(me, &record);
         self.touch(target);
+        if waits {
+            self.call_idle(me, &task.allowed.borrow(), target);
+        }
     }
 
     /// Asks another CPU to look into its queue. False if an interrupt that does so is on its way already.
-    fn send_interrupt(&mut self, me: CpuId, target: CpuId) -> bool {
+    pub(super) fn send_interrupt(&mut self, me: CpuId, target: CpuId) -> bool {
         let cpu = &mut self.cpus[target.index()];
         if !cpu.kicks.raise(Requests::RESCHEDULE) {
             return false;
@@ -167,9 +190,18 @@ impl<S: Sink> Machine<'_, S> {
                 prev.exec.borrow_mut().left = end - now;
             }
             self.put_prev(me, prev, event)?;
+            let ran = now - self.cpus[at].picked_at;
+            self.cpus[at].figures.busy += ran;
         }
+        // Until it has picked, it runs nothing that could be preempted.
+        self.cpus[at].current = None;
         let next = loop {
+            self.publish(me);
+            if self.realtime.iter().any(|cpu| cpu != me) {
+                self.pull_realtime(me);
+            }
             let Some(task) = self.cpus[at].queue.pick_next(now) else {
+                self.idle.set(me);
                 if self.pull(me) {
                     continue;
                 }
@@ -196,10 +228,12 @@ impl<S: Sink> Machine<'_, S> {
                 self.figures[task.group].latency(now - woken);
             }
         }
-        let cpu = &mut self.cpus[at];
-        if prev.is_some() {
-            cpu.figures.busy += now - cpu.picked_at;
+        if next.is_some() {
+            self.idle.clear(me);
         }
+        self.publish(me);
+        let cpu = &mut self.cpus[at];
+        cpu.need_resched = false; // what was asked for meanwhile was taken into account
         cpu.picked_at = now;
         let same = match (&prev, &next) {
             (Some(prev), Some(next)) => prev.is(next),
@@ -276,55 +310,70 @@ impl<S: Sink> Machine<'_, S> {
             self.place(me, prev, Arrival::Migrate(MigrateReason::Affinity));
         } else if prev.state.load() == State::Dead {
             self.reap(&prev);
+        } else if prev.state.load() == State::Ready {
+            // Nobody could take it before: this CPU stood on its stack.
+            self.call_idle(me, &prev.allowed.borrow(), me);
+            if self.realtime.test(me) {
+                self.push_realtime(me);
+            }
         }
     }
 
-    /// Takes a task from the CPU with the most into this CPU's queue, which is empty.
-    fn pull(&mut self, me: CpuId) -> bool {
-        let busiest = self.cpus.iter().filter(|cpu| cpu.id != me && cpu.nr_running() > 1);
-        let Some(from) = busiest.max_by_key(|cpu| cpu.nr_running()).map(|cpu| cpu.id) else { return false };
-        let stolen = self.cpus[from.index()].queue.steal(|task| task.allowed_on(me) && !task.on_cpu.get());
-        let Some(task) = stolen else { return false };
-        self.cpus[me.index()].figures.pulled += 1;
-        self.enqueue_on(me, me, task, Arrival::Migrate(MigrateReason::IdlePull));
-        true
-    }
-
-    /// Restricts a task to `mask` and moves it if it is elsewhere.
+    /// Restricts a task to `mask` and moves it if it is elsewhere. A deadline task stays where it was admitted, as
+    /// `sched_setaffinity(2)` refuses it.
     pub(super) fn set_affinity(&mut self, me: CpuId, task: &TaskRef, mask: CpuMask) {
+        if task.sched.home().is_some() {
+            return;
+        }
         self.write_affinity(me, task.id, &mask);
         let on = task.cpu.get();
         let stays = mask.test(on);
         task.allowed.replace(mask);
-        if stays {
-            return;
-        }
-        // Running: its CPU preempts it, and sends it on. Queued: it is sent on when it is picked. Blocked: at its wake-up.
         let cpu = &mut self.cpus[on.index()];
         if cpu.current.as_ref().is_some_and(|current| current.is(task)) {
-            cpu.need_resched = true;
+            // Its CPU preempts it, and sends it on.
+            if !stays {
+                self.request(me, on);
+            }
+        } else if stays {
+            if task.state.load() == State::Ready && cpu.current.is_some() {
+                self.call_idle(me, &task.allowed.borrow(), on);
+            }
+        } else if !task.on_cpu.get()
+            && let Some(task) = cpu.queue.dequeue(task)
+        {
+            self.publish(on);
+            self.place(me, task, Arrival::Migrate(MigrateReason::Affinity));
         }
-        if on != me {
-            let _ = cpu.sleep.kick();
-            self.send_interrupt(me, on);
-        }
+        // Blocked: at its wake-up. Still on its way out of its CPU: that one sends it on.
     }
 
-    /// Changes how a task is scheduled.
+    /// Changes how a task is scheduled. What can't be promised changes nothing, as `sched_setattr(2)` refuses it.
     pub(super) fn set_params(&mut self, me: CpuId, task: &TaskRef, params: &SchedParams) {
         let now = self.now;
+        if let Class::Deadline(_) = params.class {
+            // Becoming a deadline task moves it first, like a change of its affinity.
+            let allowed = task.allowed.borrow().clone();
+            let Ok((_, Some(home))) = self.admit(*params, &allowed, task.cpu.get()) else {
+                self.figures[task.group].refused += 1;
+                return;
+            };
+            self.release(task);
+            self.set_affinity(me, task, CpuMask::one_shot(home));
+            task.sched.set_home(Some(home));
+        } else {
+            self.release(task);
+        }
         task.sched.request(params);
         if let Some(on) = task.sched.queue() {
             let cpu = &mut self.cpus[on.index()];
             let must = cpu.queue.apply_params(task, now);
-            if must {
-                cpu.need_resched = true;
-            }
             if on == me {
                 cpu.arm_tick(now);
-            } else if must {
-                let _ = cpu.sleep.kick();
-                self.send_interrupt(me, on);
+            }
+            self.publish(on);
+            if must {
+                self.request(me, on);
             }
         }
         let tag = params.tag();
