@@ -68,6 +68,11 @@ fn add(cell: &U64Cell, n: u64) {
     cell.set(cell.get().wrapping_add(n));
 }
 
+/// Where [`Accounting`] keeps the time in a queue, for [`entity::offsets`](crate::entity::offsets).
+pub(crate) const WAIT_AT: usize = core::mem::offset_of!(Accounting, wait);
+/// Where it keeps the time asleep.
+pub(crate) const SLEEP_AT: usize = core::mem::offset_of!(Accounting, sleep);
+
 impl Accounting {
     /// All zero.
     pub const fn new() -> Self {

@@ -123,6 +123,25 @@ pub(crate) struct DeadlineState {
     pub(crate) home: U32Cell,
 }
 
+/// Where in a [`SchedEntity`] the numbers lie that a kernel shows its VMM ([`taskview`](crate::taskview)).
+pub mod offsets {
+    use core::mem::offset_of;
+
+    use super::{ParamCells, SchedEntity};
+    use crate::accounting;
+
+    /// Linux's policy number, 1 byte.
+    pub const POLICY: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, policy);
+    /// Real-time priority, 1 byte.
+    pub const RT_PRIORITY: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, rt_priority);
+    /// Nice value, 1 byte.
+    pub const NICE: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, nice);
+    /// Nanoseconds in a queue, 8 bytes.
+    pub const WAIT: usize = offset_of!(SchedEntity, accounting) + accounting::WAIT_AT;
+    /// Nanoseconds asleep, 8 bytes.
+    pub const SLEEP: usize = offset_of!(SchedEntity, accounting) + accounting::SLEEP_AT;
+}
+
 impl SchedEntity {
     const_new! {
         /// For a task that has not started yet.
@@ -161,16 +180,24 @@ impl SchedEntity {
     /// [`RunQueue::apply_params`]: crate::runqueue::RunQueue::apply_params
     pub fn request(&self, params: &SchedParams) {
         self.wanted.set(params);
-        // SeqCst, with the load of `queue` that the caller makes next and the pair in `enter_queue`: of two CPUs, of which
-        // one asks and the other moves the task to another queue, at least one sees what the other did.
-        self.pending.store(1, Ordering::SeqCst);
+        // Release, for whoever finds it set. That it is found is argued in `queue`.
+        self.pending.store(1, Ordering::Release);
     }
 
     /// The CPU whose run queue it is in or was in last, or which runs it. Stable only while that queue is locked.
+    ///
+    /// Between a [`request`](Self::request) here and a move to another queue there, at least one must see what the other
+    /// did. Both make one read-modify-write of `queue`, so one of them is first:
+    /// - the mover's `swap`: this returns the new queue;
+    /// - this: the mover's `swap` reads what was written here (the same number) and, acquiring, sees the request.
     #[inline]
     pub fn queue(&self) -> Option<CpuId> {
-        // SeqCst: see `request`.
-        self.queue.load(Ordering::SeqCst).checked_sub(1).map(CpuId)
+        // Relaxed for the first look: it only decides what to try. Acquire and release: see above.
+        let mut seen = self.queue.load(Ordering::Relaxed);
+        while let Err(now) = self.queue.compare_exchange_weak(seen, seen, Ordering::AcqRel, Ordering::Relaxed) {
+            seen = now;
+        }
+        seen.checked_sub(1).map(CpuId)
     }
 
     /// It is about to enter a queue of `cpu`, which is locked. Returns whether other parameters are to be applied first.
@@ -178,23 +205,23 @@ impl SchedEntity {
     pub(crate) fn enter_queue(&self, cpu: CpuId) -> bool {
         // Relaxed: whoever stored it before held the lock of that queue, or made the task ours.
         if self.queue.load(Ordering::Relaxed) != cpu.0 + 1 {
-            // SeqCst: see `request`. Within one queue its lock does this.
-            self.queue.swap(cpu.0 + 1, Ordering::SeqCst);
-            return self.pending.load(Ordering::SeqCst) != 0;
+            // Acquire and release: see `queue`. Within one queue its lock does this.
+            self.queue.swap(cpu.0 + 1, Ordering::AcqRel);
         }
-        self.pending.load(Ordering::Relaxed) != 0
+        // Acquire: what was asked for was written before.
+        self.pending.load(Ordering::Acquire) != 0
     }
 
     /// Is there something to [`apply`](Self::apply)?
     pub(crate) fn is_pending(&self) -> bool {
-        self.pending.load(Ordering::SeqCst) != 0
+        self.pending.load(Ordering::Acquire) != 0
     }
 
     /// Brings the parameters that were asked for into force. The task is in no queue and runs nowhere, or the policy that
     /// had it has forgotten it.
     pub(crate) fn apply(&self) {
-        // Cleared before the reading: whoever asks in between sets it again. SeqCst: see `request`.
-        self.pending.store(0, Ordering::SeqCst);
+        // Cleared before the reading, and a swap, so that the reading can't come first: whoever asks in between sets it again.
+        self.pending.swap(0, Ordering::AcqRel);
         let params = self.wanted.get();
         let derived = Derived::of(&params);
         self.params.set(&params);

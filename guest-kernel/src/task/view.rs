@@ -2,6 +2,7 @@
 
 use core::mem::offset_of;
 
+use vcpu_sched::entity::offsets;
 use vcpu_sched::taskview::{ABSENT, MAX_FIELDS, TaskField};
 
 use super::Task;
@@ -26,6 +27,11 @@ pub const FIELDS: [u16; MAX_FIELDS] = {
     at[TaskField::Involuntary as usize] = offset_of!(Task, stats.involuntary) as u16;
     at[TaskField::Migrations as usize] = offset_of!(Task, stats.migrations) as u16;
     at[TaskField::Faults as usize] = offset_of!(Task, stats.faults) as u16;
+    at[TaskField::Policy as usize] = (offset_of!(Task, sched) + offsets::POLICY) as u16;
+    at[TaskField::Priority as usize] = (offset_of!(Task, sched) + offsets::RT_PRIORITY) as u16;
+    at[TaskField::Nice as usize] = (offset_of!(Task, sched) + offsets::NICE) as u16;
+    at[TaskField::WaitNanos as usize] = (offset_of!(Task, sched) + offsets::WAIT) as u16;
+    at[TaskField::SleepNanos as usize] = (offset_of!(Task, sched) + offsets::SLEEP) as u16;
     at[TaskField::Affinity as usize] = offset_of!(Task, affinity_word) as u16;
     at
 };

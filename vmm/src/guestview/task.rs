@@ -180,6 +180,9 @@ fn policy_name(number: u8) -> String {
         3 => "batch".into(),
         5 => "idle".into(),
         6 => "deadline".into(),
+        // Our own: `vcpu_sched::events::ClassTag`.
+        254 => "idle task".into(),
+        255 => "stop".into(),
         n => format!("policy {n}"),
     }
 }
