@@ -146,8 +146,8 @@ proptest! {
 fn round_robin_serves_in_turn() {
     let tasks = [0, 1, 2].map(Task::new);
     let mut queue = RoundRobin::new();
-    for id in 0..3 {
-        queue.enqueue(tasks[id], EnqueueReason::New, Nanos::ZERO);
+    for task in tasks {
+        queue.enqueue(task, EnqueueReason::New, Nanos::ZERO);
     }
     let mut order = Vec::new();
     for _ in 0..7 {
