@@ -113,7 +113,11 @@ impl Guest {
             ConsoleChoice::Serial => true,
             ConsoleChoice::Virtio => false,
         };
-        Ok(Self { kernel, user_cmdline: config.cmdline.trim().to_owned(), archive, serial_console })
+        let mut user_cmdline = config.cmdline.trim().to_owned();
+        if let Some(policy) = config.policy.filter(|_| ours) {
+            user_cmdline = format!("policy={policy} {user_cmdline}").trim_end().to_owned();
+        }
+        Ok(Self { kernel, user_cmdline, archive, serial_console })
     }
 
     /// Whether the kernel is Taskvisor's own.

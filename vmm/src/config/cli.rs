@@ -6,7 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+
+use vcpu_sched::runqueue::PolicyKind;
 
 use super::units::{parse_duration, parse_size};
 use super::{Config, ConsoleChoice, FileSpec, LogLevel, LogSink, ProgramSpec};
@@ -172,6 +175,11 @@ pub struct GuestArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_trace)]
     pub trace: Option<PathBuf>,
 
+    /// How the kernel schedules ordinary tasks: fair (EEVDF), rr (round robin), count (least often scheduled first) or runtime
+    /// (least CPU time first) [default: fair]
+    #[arg(long, value_name = "NAME", value_parser = policy_parser())]
+    pub policy: Option<PolicyKind>,
+
     /// A static Linux x86-64 program and its arguments. It is looked up like a shell does, and packed as /bin/NAME
     /// with argv[0] as given here
     #[arg(value_name = "PROGRAM", trailing_var_arg = true)]
@@ -196,6 +204,7 @@ impl From<GuestArgs> for Config {
             log: args.log,
             log_level: args.log_level,
             console: args.console,
+            policy: args.policy,
             control: args.control,
             trace: args.trace,
         }
@@ -222,6 +231,11 @@ pub enum ValueError {
 /// A file whose name tells a format, so that a wrong one shows before a guest has run.
 fn parse_trace(text: &str) -> Result<PathBuf, FormatError> {
     Format::of(Path::new(text)).map(|_| text.into())
+}
+
+/// The policies by name, for help and suggestions.
+fn policy_parser() -> impl TypedValueParser<Value = PolicyKind> {
+    PossibleValuesParser::new(PolicyKind::ALL.map(PolicyKind::name)).try_map(|name| name.parse::<PolicyKind>())
 }
 
 fn parse_env(text: &str) -> Result<(String, String), ValueError> {
@@ -302,6 +316,7 @@ mod tests {
             (&["--vcpus", "-1"], "--vcpus"),
             (&["--file", ":x"], "host path is empty"),
             (&["--log-level", "loud"], "possible values"),
+            (&["--policy", "lottery"], "fair"),
             (&["--trace", "x.json"], "unknown trace format .json"),
             (&["--no-such-flag"], "--no-such-flag"),
         ] {

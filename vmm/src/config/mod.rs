@@ -9,6 +9,8 @@ pub mod units;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vcpu_sched::runqueue::PolicyKind;
+
 /// Guest memory when nothing is said.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
@@ -124,6 +126,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// The programs' streams.
     pub console: ConsoleChoice,
+    /// How ordinary tasks are scheduled; the kernel's default if none.
+    pub policy: Option<PolicyKind>,
     /// Where the control socket shall be.
     pub control: Option<PathBuf>,
     /// Record what the guest does in this file.
@@ -147,6 +151,7 @@ impl Default for Config {
             log: LogSink::default(),
             log_level: LogLevel::default(),
             console: ConsoleChoice::default(),
+            policy: None,
             control: None,
             trace: None,
         }
