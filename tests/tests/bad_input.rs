@@ -71,6 +71,17 @@ fn impossible_numbers_of_vcpus() {
     }
 }
 
+/// What the host's KVM could run, but our kernel can't use.
+#[test]
+fn more_vcpus_than_the_kernel_brings_up() {
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let hello = program("musl/hello");
+    let outcome = run(["--vcpus".as_ref(), "65".as_ref(), "--".as_ref(), hello.as_os_str()]);
+    outcome.expect_code(125).expect_one_line_error().expect_stderr("--vcpus 65").expect_stderr("64 at most");
+}
+
 #[test]
 fn one_mebibyte_of_memory() {
     let hello = program("musl/hello");
@@ -203,6 +214,7 @@ fn a_kernel_that_triple_faults() {
     let outcome = run(["--kernel".as_ref(), kernel.as_os_str(), "--".as_ref(), hello.as_os_str()]);
     // A report, not one line: vCPU, reason and place.
     outcome.expect_code(125).expect_stderr("triple fault").expect_stderr("vcpu").expect_stderr("100000");
+    outcome.expect_stderr("task: not known: the guest shows no tasks");
 }
 
 #[test]

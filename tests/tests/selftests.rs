@@ -48,6 +48,16 @@ fn a_null_pointer_in_the_kernel_is_reported() {
     crash("crash_null_pointer", &["kernel panic: page fault in ring 0: read of 0x8"]);
 }
 
+/// What the kernel can't report itself: the VMM names vCPU, reason, place and the task that ran.
+#[test]
+fn a_triple_fault_of_our_kernel_names_the_task() {
+    let guest =
+        Guest::new(2).flag("--kernel").flag(selftest::kernel()).flag("--cmdline").flag("test=crash_triple_fault");
+    let outcome = guest.run(&program("musl/hello"), [] as [&str; 0]);
+    outcome.expect_code(125).expect_stderr("triple fault").expect_stderr("crash_triple_fault+0x");
+    outcome.expect_stderr("\"selftest\" (kernel task, running), in the kernel");
+}
+
 #[test]
 fn a_kernel_panic_has_a_symbolised_backtrace() {
     crash("crash_panic", &["kernel panic: asked for by crash_panic", "run_all+0x"]);

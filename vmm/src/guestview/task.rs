@@ -127,6 +127,12 @@ impl Task {
         let state = match small(TaskField::State).and_then(State::from_u8) {
             Some(State::New) => TaskState::New,
             Some(State::Ready) => TaskState::Ready,
+            // An idle task that isn't on its CPU is always ready, which its state doesn't say.
+            Some(State::Running)
+                if small(TaskField::Kind) == Some(TaskKind::Idle as u8) && number(TaskField::OnCpu) == 0 =>
+            {
+                TaskState::Ready
+            }
             // It has announced to wait, and still runs.
             Some(State::Running | State::Blocking) => TaskState::Running,
             Some(State::Blocked) => TaskState::Blocked,
