@@ -18,6 +18,7 @@ pub mod launch;
 pub mod logger;
 pub mod memory;
 pub mod program;
+pub mod report;
 pub mod signals;
 pub mod stats;
 pub mod top;

@@ -13,7 +13,9 @@ use taskvisor::config::cli::{Cli, Command, ControlArgs};
 use taskvisor::control::ctl;
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
-use taskvisor::{host, logger, top};
+use taskvisor::{host, logger, report, top};
+use vcpu_sched::checker::Options;
+use vcpu_sched::ids::Nanos;
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -65,6 +67,15 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
         Command::Top(args) => {
             top::run(socket(&args.socket)?, args.interval, args.once)?;
             Ok(0)
+        }
+        Command::Report(args) => {
+            let idle_grace = Nanos(u64::try_from(args.idle_grace.as_nanos()).unwrap_or(u64::MAX));
+            let options = Options { elsewhere: idle_grace, complete: args.complete, ..Options::default() };
+            let report = report::report(&args.trace, args.html.as_deref(), options)?;
+            let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
+            // A closed pipe behind it is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(if report.holds() { 0 } else { report::EXIT_VIOLATED })
         }
         Command::Doctor(args) => {
             let report = host::examine();

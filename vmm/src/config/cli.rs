@@ -51,6 +51,9 @@ pub enum Command {
     Image(ImageArgs),
     /// Tell what this host's KVM can do, by trying
     Doctor(DoctorArgs),
+    /// Tell what a trace shows, and whether the scheduler's invariants held
+    #[command(after_help = REPORT_EXIT_CODES)]
+    Report(ReportArgs),
     /// Ask a running guest's VMM (taskvisor run --control)
     Ctl(CtlArgs),
     /// Show a running guest's vCPUs and tasks, live
@@ -99,6 +102,28 @@ pub struct TopArgs {
     /// Time between two looks: 500ms, 2s
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
     pub interval: Duration,
+}
+
+const REPORT_EXIT_CODES: &str = "Exit code: 0 every invariant held; 1 one was violated; 125 no report.";
+
+/// Flags of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// A trace of taskvisor run --trace or taskvisor sim --trace
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+    /// Write a page with a time line too: one file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// A CPU may idle so long beside a task in another CPU's queue before that is a violation
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "100ms")]
+    pub idle_grace: Duration,
+    /// The trace has every task's beginning: one without it is a violation
+    #[arg(long)]
+    pub complete: bool,
 }
 
 /// Flags of `image`.
