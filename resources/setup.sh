@@ -46,6 +46,14 @@ fetch_stock_kernel() {
     stock_kernel >/dev/null
 }
 
+# Perfetto's published protobuf definitions, with which a test decodes our traces; used from there, not installed.
+perfetto_definitions() { [[ -d $root/target/perfetto/perfetto/protos && -d $root/target/perfetto/google/protobuf ]]; }
+fetch_perfetto_definitions() {
+    # Later versions may move what the check looks at.
+    python3 -m pip install --quiet --disable-pip-version-check --target "$root/target/perfetto" --upgrade 'perfetto==0.59.1' &&
+        perfetto_definitions
+}
+
 for purpose in $purposes; do
     case $purpose in
     build)
@@ -59,6 +67,9 @@ for purpose in $purposes; do
         need 'command -v bash-static' 'bash-static' 'a static bash'
         need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, as the check on exact CPU semantics'
         need 'stock_kernel' '' 'a stock Linux kernel image, /boot/vmlinuz-*'
+        need 'command -v python3 && python3 -m pip --version' 'python3-pip' 'Python with pip'
+        perfetto_definitions || fetch_perfetto_definitions >/dev/null 2>&1 || true
+        need 'perfetto_definitions' '' "Perfetto's protobuf definitions (python3 -m pip install --target target/perfetto perfetto)"
         ;;
     bench)
         need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, which counts instructions and is the counterpart'
@@ -85,6 +96,9 @@ if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
     fi
     if [[ $purposes == *test* ]] && ! stock_kernel >/dev/null; then
         fetch_stock_kernel || complete=0
+    fi
+    if [[ $purposes == *test* ]] && ! perfetto_definitions; then
+        fetch_perfetto_definitions || complete=0
     fi
     if ((complete)); then exit 0; fi
     echo "setup: apt-get could not give all of it" >&2
