@@ -2,6 +2,8 @@
 
 use alloc::collections::VecDeque;
 
+use vcpu_sched::events::WaitReason;
+
 use super::ConsoleError;
 use crate::arch::{ioapic, uart};
 use crate::cpu;
@@ -14,7 +16,7 @@ const INPUT_MAX: usize = 4096;
 
 /// Guards the received bytes.
 static INPUT: SpinLock<VecDeque<u8>> = SpinLock::new(VecDeque::new());
-static QUEUE: WaitQueue = WaitQueue::new();
+static QUEUE: WaitQueue = WaitQueue::of(WaitReason::Io);
 
 /// Turns reception on.
 pub fn init() {

@@ -4,6 +4,8 @@ use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use vcpu_sched::events::WaitReason;
+
 use super::WaitQueue;
 
 const FREE: u32 = 0;
@@ -25,7 +27,7 @@ unsafe impl<T: ?Sized + Send> Send for Mutex<T> {}
 impl<T> Mutex<T> {
     /// A new, free lock.
     pub const fn new(value: T) -> Self {
-        Self { state: AtomicU32::new(FREE), waiters: WaitQueue::new(), value: UnsafeCell::new(value) }
+        Self { state: AtomicU32::new(FREE), waiters: WaitQueue::of(WaitReason::Mutex), value: UnsafeCell::new(value) }
     }
 }
 

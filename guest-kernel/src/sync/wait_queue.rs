@@ -14,6 +14,7 @@
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 use vcpu_sched::task::state::Event;
 
@@ -68,6 +69,8 @@ struct Entry {
 
 /// Tasks that wait for something.
 pub struct WaitQueue {
+    /// What a task here waits for, for the VMM's task view.
+    why: WaitReason,
     /// Guards the list only; conditions have their own protection.
     entries: SpinLock<VecDeque<Entry>>,
 }
@@ -81,7 +84,12 @@ impl Default for WaitQueue {
 impl WaitQueue {
     /// Nobody waits.
     pub const fn new() -> Self {
-        Self { entries: SpinLock::new(VecDeque::new()) }
+        Self::of(WaitReason::Other)
+    }
+
+    /// Nobody waits; who will, waits for this.
+    pub const fn of(why: WaitReason) -> Self {
+        Self { why, entries: SpinLock::new(VecDeque::new()) }
     }
 
     /// Adds a waiter without blocking (poll, epoll). Remove it with [`WaitQueue::remove`].
@@ -154,6 +162,7 @@ impl WaitQueue {
     ) -> Result<T, Option<Interrupted>> {
         let task = current().to_arc();
         let waiter = Waiter::Task(task.clone());
+        task.set_wait_reason(self.why);
         let block = task.state.apply(Event::Block);
         debug_assert!(block.is_ok());
         self.entries.lock().push_back(Entry { waiter: waiter.clone(), key, exclusive: true });

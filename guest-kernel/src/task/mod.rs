@@ -18,8 +18,9 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayString;
 use vcpu_sched::cpumask::CpuMask;
-use vcpu_sched::ids::{CpuId, TaskId};
 use vcpu_sched::entity::{Entity, SchedEntity};
+use vcpu_sched::events::WaitReason;
+use vcpu_sched::ids::{CpuId, TaskId};
 use vcpu_sched::task::state::{AtomicState, State};
 use vcpu_sched::taskview::TaskKind;
 
@@ -112,8 +113,8 @@ pub struct Task {
     kind: TaskKind,
     /// Number of its process; 0: none.
     process: u32,
-    /// What its last wait is or was for: a `taskview::WaitReason`. Written by the task itself, read by the VMM.
-    pub wait_reason: AtomicU8,
+    /// What its last wait is or was for: a [`WaitReason`]. Written by the task itself, read by the VMM.
+    wait_reason: AtomicU8,
     name: TaskName,
     saved_rsp: UnsafeCell<u64>,
     space: UnsafeCell<Option<Arc<AddressSpace>>>,
@@ -268,6 +269,13 @@ impl Task {
     pub fn set_name(&self, name: &str) {
         self.name.set(name);
         trace::name(self.id, name);
+    }
+
+    /// The task is about to wait for this.
+    #[inline(always)]
+    pub fn set_wait_reason(&self, why: WaitReason) {
+        // Relaxed: shown, never acted upon.
+        self.wait_reason.store(why as u8, Ordering::Relaxed);
     }
 
     /// The ABI layer's state.

@@ -120,7 +120,7 @@ fields! {
         Cpu: 4,
         /// [`TaskKind`].
         Kind: 1,
-        /// [`WaitReason`] of its last wait.
+        /// [`WaitReason`](crate::events::WaitReason) of its last wait.
         WaitReason: 1,
         /// UTF-8, padded with zeroes.
         Name: 16,
@@ -224,73 +224,12 @@ impl TaskKind {
     }
 }
 
-/// What a task waits for, as its wait queue says.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum WaitReason {
-    /// Not told.
-    Other = 0,
-    /// A futex.
-    Futex = 1,
-    /// Bytes in a pipe, or room for them.
-    Pipe = 2,
-    /// A child process.
-    Child = 3,
-    /// Time alone.
-    Sleep = 4,
-    /// Any of several files (poll, select, epoll).
-    Poll = 5,
-    /// A terminal.
-    Terminal = 6,
-    /// A signal.
-    Signal = 7,
-    /// A lock of the kernel that may sleep.
-    Mutex = 8,
-    /// Another task's end.
-    Exit = 9,
-    /// An event counter or a timer file.
-    Event = 10,
-    /// A device.
-    Device = 11,
-}
-
-impl WaitReason {
-    /// From its number.
-    pub const fn from_u8(number: u8) -> Option<Self> {
-        Some(match number {
-            0 => Self::Other,
-            1 => Self::Futex,
-            2 => Self::Pipe,
-            3 => Self::Child,
-            4 => Self::Sleep,
-            5 => Self::Poll,
-            6 => Self::Terminal,
-            7 => Self::Signal,
-            8 => Self::Mutex,
-            9 => Self::Exit,
-            10 => Self::Event,
-            11 => Self::Device,
-            _ => return None,
-        })
-    }
-
-    /// The word to print.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Other => "other",
-            Self::Futex => "futex",
-            Self::Pipe => "pipe",
-            Self::Child => "child",
-            Self::Sleep => "sleep",
-            Self::Poll => "poll",
-            Self::Terminal => "terminal",
-            Self::Signal => "signal",
-            Self::Mutex => "mutex",
-            Self::Exit => "exit",
-            Self::Event => "event",
-            Self::Device => "device",
-        }
-    }
+/// A [`WaitReason`](crate::events::WaitReason) by its number, as a word to print; `None` if it isn't one.
+pub const fn wait_name(number: u8) -> Option<&'static str> {
+    const NAMES: [&str; 9] = ["other", "futex", "io", "sleep", "child", "mutex", "poll", "signal", "memory"];
+    // The last one: a new reason needs a name.
+    const _: () = assert!(NAMES.len() == crate::events::WaitReason::Memory as usize + 1);
+    if (number as usize) < NAMES.len() { Some(NAMES[number as usize]) } else { None }
 }
 
 /// Offset of [`Header::generation`], to read it alone.

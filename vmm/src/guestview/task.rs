@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::task::state::State;
-use vcpu_sched::taskview::{CpuField, Record, TaskField, TaskKind, WaitReason};
+use vcpu_sched::taskview::{CpuField, Record, TaskField, TaskKind, wait_name};
 
 use super::GuestClock;
 
@@ -141,9 +141,9 @@ impl Task {
         };
         let kind = small(TaskField::Kind).and_then(TaskKind::from_u8).map_or("unknown", TaskKind::name);
         let waits_for = (state == TaskState::Blocked)
-            .then(|| small(TaskField::WaitReason).and_then(WaitReason::from_u8))
+            .then(|| small(TaskField::WaitReason).and_then(wait_name))
             .flatten()
-            .map(|reason| reason.name().to_owned());
+            .map(str::to_owned);
         Some(Self {
             id,
             name: printable(record.task_name().unwrap_or_default()),

@@ -83,7 +83,7 @@ fn guest(count: u64) -> Reader {
         put(&reader, task(n), format!("task {n}").as_bytes());
         put_u64(&reader, task(n) + at(TaskField::Id), n + 1);
         put_u64(&reader, task(n) + at(TaskField::State), 4);
-        put_u64(&reader, task(n) + at(TaskField::WaitReason), taskview::WaitReason::Pipe as u64);
+        put_u64(&reader, task(n) + at(TaskField::WaitReason), vcpu_sched::events::WaitReason::Poll as u64);
         put_u64(&reader, task(n) + at(TaskField::RunNanos), 100 * n);
         put_u64(&reader, task(n) + at(TaskField::Nice), 0xff);
     }
@@ -99,7 +99,7 @@ fn tasks_and_cpus_are_read() {
     assert_eq!((snapshot.tasks.len(), snapshot.cpus.len(), snapshot.torn, snapshot.left_out), (3, 1, false, 0));
     let second = &snapshot.tasks[1];
     assert_eq!((second.id, second.name.as_str(), second.state), (2, "task 1", TaskState::Blocked));
-    assert_eq!((second.waits_for.as_deref(), second.run_ns, second.nice), (Some("pipe"), 100, Some(-1)));
+    assert_eq!((second.waits_for.as_deref(), second.run_ns, second.nice), (Some("poll"), 100, Some(-1)));
     assert_eq!(second.address, task(1));
     assert_eq!(snapshot.current(0).map(|task| task.id), Some(1));
 }

@@ -5,6 +5,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use vcpu_sched::events::WaitReason;
+
 use super::QUEUE_STDIN;
 use super::mmio::{DeviceError, Registers};
 use super::queue::{Piece, Queue};
@@ -55,7 +57,7 @@ impl Input {
                 buffers: 0,
             }),
             order: Mutex::new(()),
-            waiters: WaitQueue::new(),
+            waiters: WaitQueue::of(WaitReason::Io),
             wanted: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         }

@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
 
+use vcpu_sched::events::WaitReason;
+
 use super::mmio::{DeviceError, Registers};
 use super::queue::{Piece, Queue, SIZE};
 use crate::console::ConsoleError;
@@ -63,7 +65,7 @@ impl Output {
                 closed: false,
             }),
             order: Mutex::new(()),
-            waiters: WaitQueue::new(),
+            waiters: WaitQueue::of(WaitReason::Io),
         })
     }
 

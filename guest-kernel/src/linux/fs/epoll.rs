@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 
 use super::inode::Inode;
@@ -180,7 +181,7 @@ impl Instance {
         let ready = SpinLock::new(Ready { list: VecDeque::new(), closed: false });
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            core: Arc::new(Core { ready, waiters: WaitQueue::new() }),
+            core: Arc::new(Core { ready, waiters: WaitQueue::of(WaitReason::Poll) }),
             watches: Mutex::new(BTreeMap::new()),
         })
     }

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 
 use super::inode::Inode;
@@ -134,7 +135,7 @@ pub fn create_event(process: &Process, initial: u64, flags: u64) -> SysResult {
     let file = EventFile {
         count: SpinLock::new(u64::from(initial as u32)),
         semaphore: flags & SEMAPHORE != 0,
-        queue: WaitQueue::new(),
+        queue: WaitQueue::of(WaitReason::Io),
     };
     process.fs.install(OpenFile::new(file, given | Flags::RDWR), given.contains(Flags::CLOEXEC))
 }
@@ -286,7 +287,7 @@ pub fn create_timer(process: &Process, clock: u64, flags: u64) -> SysResult {
     let given = creation_flags(flags, 0)?;
     let state = TimerState { next: None, interval: 0, expired: 0, generation: 0, handle: None };
     let realtime = clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_ALARM;
-    let timer = Arc::new(Timer { state: SpinLock::new(state), queue: WaitQueue::new(), realtime });
+    let timer = Arc::new(Timer { state: SpinLock::new(state), queue: WaitQueue::of(WaitReason::Io), realtime });
     process.fs.install(OpenFile::new(TimerFile(timer), given | Flags::RDWR), given.contains(Flags::CLOEXEC))
 }
 

@@ -12,6 +12,8 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use vcpu_sched::events::WaitReason;
+
 use super::inode::{Inode, Metadata, device, mode};
 use super::io::IoCursor;
 use super::open_file::{Events, File, FileRef, Flags, OpenFile};
@@ -177,8 +179,8 @@ impl Pipe {
             readers_ever: AtomicU32::new(0),
             writers_ever: AtomicU32::new(0),
             polled: AtomicBool::new(false),
-            readable: WaitQueue::new(),
-            writable: WaitQueue::new(),
+            readable: WaitQueue::of(WaitReason::Io),
+            writable: WaitQueue::of(WaitReason::Io),
             ino: INO.fetch_add(1, Ordering::Relaxed),
             born: time::wall::now().0,
         })

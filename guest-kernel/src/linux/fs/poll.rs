@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 
 use super::open_file::{Events, FileRef};
@@ -42,7 +43,7 @@ struct Registration<'a> {
 
 impl<'a> Registration<'a> {
     fn new() -> Self {
-        let sleeper = Arc::new(Sleeper { woken: AtomicBool::new(false), queue: WaitQueue::new() });
+        let sleeper = Arc::new(Sleeper { woken: AtomicBool::new(false), queue: WaitQueue::of(WaitReason::Poll) });
         Self { sleeper, files: Vec::new() }
     }
 

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::TaskId;
 
 use super::signal::{MAX_SIGNAL, SIGCHLD, SignalState};
@@ -164,7 +165,8 @@ fn spawn(me: &Thread, frame: &TrapFrame, r: Request) -> SysResult {
     let process = if has(flags::THREAD) { me.process.clone() } else { child_process(me, id.0, space.clone(), &r) };
     let thread = Arc::new(Thread::new(process.clone(), id.0, me.blocked()));
     inherit(me, &thread, &r);
-    let vfork = has(flags::VFORK).then(|| Arc::new(Vfork { done: AtomicBool::new(false), parent: WaitQueue::new() }));
+    let vfork = has(flags::VFORK)
+        .then(|| Arc::new(Vfork { done: AtomicBool::new(false), parent: WaitQueue::of(WaitReason::Child) }));
     thread.vfork.lock().clone_from(&vfork);
 
     let mut child_frame = *frame;
@@ -247,7 +249,7 @@ pub fn new_process(pid: u32, fs: FsContext, signals: SignalState) -> Process {
         exec_by: AtomicU32::new(0),
         zombie: AtomicBool::new(false),
         wait_status: AtomicU32::new(0),
-        child_events: WaitQueue::new(),
+        child_events: WaitQueue::of(WaitReason::Child),
         thread_gone: WaitQueue::new(),
         resumed: WaitQueue::new(),
         signal_files: WaitQueue::new(),

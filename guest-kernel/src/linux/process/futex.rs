@@ -12,6 +12,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 use vcpu_sched::task::state::Event;
 
@@ -189,6 +190,7 @@ pub fn resume(thread: &Thread, addr: u64, value: u32, deadline: Nanos, private: 
 fn sleep(waiter: &Waiter, deadline: Option<Nanos>) -> Result<(), Errno> {
     let task = &waiter.task;
     loop {
+        task.set_wait_reason(WaitReason::Futex);
         let _ = task.state.apply(Event::Block);
         let stop = if waiter.woken.load(Ordering::SeqCst) {
             Some(Ok(()))

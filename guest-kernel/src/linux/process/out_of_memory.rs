@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 
 use super::signal::{self, SIGKILL};
@@ -46,7 +47,8 @@ pub fn wait_for_room(process: &Process) {
     while frame::is_critical() && !process.is_exiting() && make_room() {
         // Nobody knows this queue: only the timer ends the wait, or something that the caller must look at soon.
         let until = time::now() + PAUSE;
-        let _ = WaitQueue::new().wait_interruptible(Some(until), || process.is_exiting().then_some(()));
+        let _ =
+            WaitQueue::of(WaitReason::Memory).wait_interruptible(Some(until), || process.is_exiting().then_some(()));
         sched::yield_now();
     }
 }

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 
 use super::thread::Restart;
@@ -178,7 +179,7 @@ pub fn clock_nanosleep(thread: &Thread, id: u64, flags: u64, request: u64, remai
 /// Sleeps until a monotonic time. `remaining`: where the rest goes after an interruption (relative sleeps).
 pub fn sleep(thread: &Thread, deadline: Nanos, remaining: Option<u64>) -> SysResult {
     // A queue that nobody else knows: only the timer and signals wake us.
-    let alone = WaitQueue::new();
+    let alone = WaitQueue::of(WaitReason::Sleep);
     match alone.wait_interruptible(Some(deadline), || None::<()>) {
         Ok(()) | Err(Interrupted::TimedOut) => Ok(0),
         Err(Interrupted::Signal) => {

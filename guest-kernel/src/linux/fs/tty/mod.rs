@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 
 use self::discipline::{Discipline, KeySignal, Termios, bits, cc};
@@ -86,8 +87,8 @@ static TTY: Tty = Tty {
         session: 0,
         foreground: 0,
     }),
-    readers: WaitQueue::new(),
-    writers: WaitQueue::new(),
+    readers: WaitQueue::of(WaitReason::Io),
+    writers: WaitQueue::of(WaitReason::Io),
     stopped: AtomicBool::new(false),
     started: AtomicBool::new(false),
 };

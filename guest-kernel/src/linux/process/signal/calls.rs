@@ -3,6 +3,8 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
+use vcpu_sched::events::WaitReason;
+
 use super::frame::{alt_stack_words, set_alt_stack};
 use super::info::{Action, SigInfo, code};
 use super::{MAX_SIGNAL, SigSet, UNBLOCKABLE, bit, recalculate, send_info, send_info_to_thread};
@@ -106,7 +108,7 @@ pub fn rt_sigsuspend(mask: u64, size: u64) -> SysResult {
 /// pause(2).
 pub fn pause() -> SysResult {
     // Only signals wake us.
-    let alone = WaitQueue::new();
+    let alone = WaitQueue::of(WaitReason::Signal);
     match alone.wait_interruptible(None, || None::<()>) {
         Ok(()) => Ok(0),
         Err(Interrupted::Signal | Interrupted::TimedOut) => Err(Errno::ERESTARTNOHAND),
@@ -124,7 +126,7 @@ pub fn rt_sigtimedwait(thread: &Thread, set: u64, info: u64, timeout: u64, size:
         own.or_else(|| s.shared.take(set))
     };
     thread.waiting_for.store(set, Ordering::SeqCst);
-    let alone = WaitQueue::new();
+    let alone = WaitQueue::of(WaitReason::Signal);
     // The sender sets `work` to wake us: what it sent may be what we wait for, so look before giving up.
     let found = alone.wait_interruptible(deadline, take).or_else(|e| take().ok_or(e));
     thread.waiting_for.store(0, Ordering::SeqCst);
