@@ -78,21 +78,25 @@ pub fn print() {
     }
     let now = instr::rdtsc();
     for t in task::table::snapshot() {
-        let s = &t.stats;
+        let (s, a) = (&t.stats, t.sched.accounting().snapshot());
         // The present slice isn't in the counter yet.
         let present = cpu::get(CpuId(t.cpu.load(Ordering::Relaxed)))
             .filter(|c| core::ptr::eq(c.current.load(Ordering::Relaxed), &*t))
             .map_or(0, |c| now.wrapping_sub(c.picked_at.load(Ordering::Relaxed)));
         let v = |c: &AtomicU64| c.load(Ordering::Relaxed);
         report(format_args!(
-            "stats: task {} \"{}\" run_us {} voluntary {} involuntary {} migrations {} faults {}",
+            "stats: task {} \"{}\" run_us {} voluntary {} involuntary {} migrations {} faults {} wait_us {} sleep_us {} wakeups {} max_latency_us {}",
             t.id,
             t.name(),
             time::ticks_to_nanos(v(&s.run_ticks) + present).0 / 1000,
             v(&s.voluntary),
             v(&s.involuntary),
             v(&s.migrations),
-            v(&s.faults)
+            v(&s.faults),
+            a.wait.0 / 1000,
+            a.sleep.0 / 1000,
+            a.wakeups,
+            a.max_latency.0 / 1000
         ));
     }
 }

@@ -292,6 +292,10 @@ fn note_cpu(task: &Task, to: CpuId) -> CpuId {
     let from = task.cpu.load(Ordering::Relaxed);
     if from != to.0 {
         task.cpu.store(to.0, Ordering::Relaxed);
+        if task.sched.last_cpu().is_some() {
+            let migrations = &task.stats.migrations;
+            migrations.store(migrations.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
     }
     CpuId(from)
 }

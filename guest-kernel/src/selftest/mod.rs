@@ -5,6 +5,7 @@
 
 mod crash;
 mod memory;
+mod policies;
 mod scheduling;
 mod shootdown;
 mod timing;
@@ -44,7 +45,8 @@ macro_rules! check {
 }
 use check;
 
-const GROUPS: [&[Test]; 5] = [memory::TESTS, scheduling::TESTS, shootdown::TESTS, timing::TESTS, crash::TESTS];
+const GROUPS: [&[Test]; 6] =
+    [memory::TESTS, scheduling::TESTS, policies::TESTS, shootdown::TESTS, timing::TESTS, crash::TESTS];
 
 /// Starts a task on certain CPUs.
 pub fn spawn(

@@ -29,17 +29,17 @@ pub(super) const TESTS: &[Test] = tests![
 ];
 
 /// Only a hang takes that long: vCPUs wait for each other while the host runs something else.
-const HANG_MS: u64 = 20_000;
+pub(super) const HANG_MS: u64 = 20_000;
 
 /// Shared by a test and its tasks: leaked into a task's argument, so that no stack is shared.
-fn share<T>(v: T) -> (Arc<T>, impl Fn() -> usize) {
+pub(super) fn share<T>(v: T) -> (Arc<T>, impl Fn() -> usize) {
     let shared = Arc::new(v);
     let source = shared.clone();
     (shared, move || Arc::into_raw(source.clone()) as usize)
 }
 
 /// Takes a shared value out of a task's argument.
-fn take<T>(argument: usize) -> Arc<T> {
+pub(super) fn take<T>(argument: usize) -> Arc<T> {
     // SAFETY: made by `share` for exactly one task.
     unsafe { Arc::from_raw(argument as *const T) }
 }
@@ -244,7 +244,7 @@ extern "C" fn tell_cpu(argument: usize) -> ! {
 }
 
 /// Restricts a task to one CPU.
-fn move_to(task: &Arc<Task>, cpu: CpuId) -> TestResult {
+pub(super) fn move_to(task: &Arc<Task>, cpu: CpuId) -> TestResult {
     sched::set_affinity(task, &CpuMask::one_shot(cpu)).map_err(|e| alloc::format!("{e}"))
 }
 

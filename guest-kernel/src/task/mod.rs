@@ -231,7 +231,7 @@ impl Task {
             cpu: AtomicU32::new(cpu::this().id.0),
             fpu_live: AtomicU32::new(fpu::NOT_LIVE),
             fpu_cpu: AtomicU32::new(fpu::NOT_LIVE),
-            affinity_word: AtomicU64::new(mask_word(&affinity)),
+            affinity_word: AtomicU64::new(first_word(&affinity)),
             affinity: SpinLock::new(affinity),
             work: AtomicU32::new(0),
             fpu,
@@ -293,7 +293,7 @@ impl Task {
     /// Replaces where the task may run in fact. For `sched`, which moves it if it has to.
     pub(crate) fn restrict_to(&self, mask: &CpuMask) {
         // SeqCst: see `sched::affinity`.
-        self.affinity_word.swap(mask_word(mask), Ordering::SeqCst);
+        self.affinity_word.swap(first_word(mask), Ordering::SeqCst);
     }
 
     /// Thread pointer.
@@ -333,7 +333,8 @@ impl Task {
     }
 }
 
-fn mask_word(mask: &CpuMask) -> u64 {
+/// The first 64 CPUs of a mask.
+pub fn first_word(mask: &CpuMask) -> u64 {
     let bytes = mask.to_le_bytes();
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[..8]);

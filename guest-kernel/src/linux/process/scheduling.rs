@@ -215,16 +215,15 @@ pub fn set_attr(thread: &Thread, pid: u64, attr: u64, flags: u64) -> SysResult {
     }
     let task = target(thread, pid)?;
     let present = task.sched.params();
-    let shown = present.to_attr(Nanos::ZERO);
     let keep = wanted.flags & (KEEP_POLICY | KEEP_PARAMS);
     wanted.flags &= !keep;
-    if keep & KEEP_POLICY != 0 {
-        wanted.policy = shown.policy;
-    }
     if keep & KEEP_PARAMS != 0 {
-        wanted = SchedAttr { policy: wanted.policy, flags: wanted.flags, ..shown };
+        // As Linux's `__setscheduler`: this keeps the policy too, and only the flag is left to change.
+        wanted = SchedAttr { flags: wanted.flags, ..present.to_attr(Nanos::ZERO) };
+    } else if keep & KEEP_POLICY != 0 {
+        wanted.policy = present.policy_number();
     }
-    if !matches!(wanted.policy, number::NORMAL | number::BATCH | number::IDLE) || keep & KEEP_PARAMS != 0 {
+    if keep & KEEP_PARAMS != 0 || !matches!(wanted.policy, number::NORMAL | number::BATCH | number::IDLE) {
         wanted.nice = present.nice.get().into();
     }
     let new = SchedParams::from_attr(&wanted).map_err(|_| Errno::EINVAL)?;

@@ -27,7 +27,7 @@ const CLOCK_BOOTTIME: i32 = 7;
 const CLOCK_TAI: i32 = 11;
 const TIMER_ABSTIME: u64 = 1;
 /// `_SC_CLK_TCK` in nanoseconds.
-const CLOCK_TICK: u64 = SECOND / 100;
+pub const CLOCK_TICK: u64 = SECOND / 100;
 
 /// A `struct timespec` as nanoseconds; a far time saturates.
 ///

@@ -6,6 +6,9 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
 
+use vcpu_sched::ids::Nanos;
+use vcpu_sched::params::number;
+
 use super::{Kind, Out};
 use crate::linux::errno::Errno;
 use crate::linux::fs::inode::Inode;
@@ -13,7 +16,7 @@ use crate::linux::fs::{root, tty};
 use crate::linux::process::{Process, Thread, signal, thread_of, times};
 use crate::mm::layout::PAGE_SIZE;
 use crate::mm::vma::{Backing, PageSource, Prot, Vma};
-use crate::task::{Task, current};
+use crate::task::{self, Task, current};
 
 /// Makes a text about a process and one of its threads.
 pub type Maker = fn(&Process, u32, &mut Out);
@@ -31,7 +34,7 @@ pub enum Target {
 
 /// Entries of a process's directory, or of one thread's.
 pub fn entries(pid: u32, thread: Option<u32>) -> Vec<(&'static str, Kind)> {
-    let texts: [(&'static str, Maker); 16] = [
+    let texts: [(&'static str, Maker); 17] = [
         ("auxv", auxv),
         ("cgroup", |_, _, out| out.push_str("0::/\n")),
         ("cmdline", |p, _, out| out.bytes(&p.cmdline())),
@@ -43,7 +46,8 @@ pub fn entries(pid: u32, thread: Option<u32>) -> Vec<(&'static str, Kind)> {
         ("mounts", |_, _, out| super::system::mounts(out)),
         ("oom_score", |_, _, out| out.push_str("0\n")),
         ("oom_score_adj", |_, _, out| out.push_str("0\n")),
-        ("sched", |p, tid, out| line(out, format_args!("{} ({tid}, #threads: {})", name(p, tid), p.thread_count()))),
+        ("sched", super::sched::sched),
+        ("schedstat", super::sched::schedstat),
         ("stat", stat),
         ("statm", statm),
         ("status", status),
@@ -95,11 +99,13 @@ pub fn tids(p: &Process) -> Vec<u32> {
     if tasks.is_empty() { alloc::vec![p.pid] } else { tasks.iter().map(|t| tid_of(t)).collect() }
 }
 
-fn task_of(p: &Process, tid: u32) -> Option<Arc<Task>> {
+/// The task of a process's thread.
+pub fn task_of(p: &Process, tid: u32) -> Option<Arc<Task>> {
     p.tasks().into_iter().find(|t| tid_of(t) == tid)
 }
 
-fn name(p: &Process, tid: u32) -> arrayvec::ArrayString<16> {
+/// The name of a process's thread.
+pub fn name(p: &Process, tid: u32) -> arrayvec::ArrayString<16> {
     task_of(p, tid).map_or_else(|| p.name(), |t| t.name())
 }
 
@@ -153,11 +159,19 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
     let faults = task.as_ref().map_or(0, |t| t.stats.faults.load(Ordering::Relaxed));
     let sets = sets(p, tid);
     let image = p.image();
+    let params = task.as_ref().map(|t| t.sched.params()).unwrap_or_default();
+    let (attr, nice) = (params.to_attr(Nanos::ZERO), params.nice.get());
+    // Linux: the kernel's priority less MAX_RT_PRIO, so that real-time tasks are below zero.
+    let priority = match attr.policy {
+        number::DEADLINE => -101,
+        number::FIFO | number::RR => -1 - i64::from(attr.priority),
+        _ => i64::from(params.tag().prio) - 100,
+    };
     line(
         out,
         format_args!(
-            "{tid} ({}) {} {} {} {} {tty_nr} {tpgid} 4194304 {faults} 0 0 0 {} 0 {} 0 20 0 {} 0 {} {size} {} 18446744073709551615 \
-             0 0 {} 0 0 {} {} {} {} 0 0 0 17 {cpu} 0 0 0 0 0 0 0 0 0 0 0 0 0",
+            "{tid} ({}) {} {} {} {} {tty_nr} {tpgid} 4194304 {faults} 0 0 0 {} 0 {} 0 {} {} {} 0 {} {size} {} 18446744073709551615 \
+             0 0 {} 0 0 {} {} {} {} 0 0 0 17 {cpu} {} {} 0 0 0 0 0 0 0 0 0 0 0",
             name(p, tid),
             state_char(p, tid),
             p.ppid(),
@@ -165,6 +179,8 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
             p.sid(),
             times::clock_ticks(ticks),
             times::clock_ticks(p.child_ticks.load(Ordering::Relaxed)),
+            priority,
+            nice,
             p.thread_count(),
             p.started.0 / 10_000_000,
             resident / PAGE_SIZE,
@@ -173,6 +189,8 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
             sets.blocked as u32,
             sets.ignored as u32,
             sets.caught as u32,
+            attr.priority,
+            attr.policy,
         ),
     );
 }
@@ -214,7 +232,7 @@ fn status(p: &Process, tid: u32, out: &mut Out) {
     };
     let sets = sets(p, tid);
     let task = task_of(p, tid);
-    let allowed = task.as_ref().map_or(0, |t| t.affinity_word.load(Ordering::Relaxed)) & super::system::cpu_mask();
+    let allowed = task.as_ref().map_or(0, |t| task::first_word(&t.affinity.lock())) & super::system::cpu_mask();
     let switches = |f: fn(&Task) -> u64| task.as_ref().map_or(0, |t| f(t));
     let mut field = |name: &str, value: fmt::Arguments<'_>| line(out, format_args!("{name}:\t{value}"));
     field("Name", format_args!("{}", name(p, tid)));
