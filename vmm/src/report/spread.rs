@@ -6,27 +6,37 @@ use super::model::{Bucket, Distribution};
 
 /// How spans of time are distributed.
 #[derive(Debug, Clone)]
-pub(super) struct Spread(Histogram<u64>);
+pub(super) struct Spread {
+    histogram: Histogram<u64>,
+    /// These two are exact.
+    sum: u128,
+    max: u64,
+}
 
 impl Spread {
     /// Up to 1% off (two significant figures); its memory grows with the range of values, to some 40 KiB at most.
     pub(super) fn new() -> Option<Self> {
-        Histogram::new(2).ok().map(Self)
+        Histogram::new(2).ok().map(|histogram| Self { histogram, sum: 0, max: 0 })
     }
 
     pub(super) fn add(&mut self, ns: u64) {
-        // It resizes itself, so no value is refused; if one were, it would count as the largest.
-        self.0.saturating_record(ns);
+        // It resizes itself up to the largest value there is, so none is refused.
+        if self.histogram.record(ns).is_err() {
+            self.histogram.saturating_record(ns);
+        }
+        self.sum += u128::from(ns);
+        self.max = self.max.max(ns);
     }
 
     /// The figures.
     pub(super) fn figures(&self) -> Distribution {
+        let count = self.histogram.len();
         Distribution {
-            count: self.0.len(),
-            mean_ns: self.0.mean() as u64,
-            p50_ns: self.0.value_at_quantile(0.5).min(self.0.max()),
-            p99_ns: self.0.value_at_quantile(0.99).min(self.0.max()),
-            max_ns: self.0.max(),
+            count,
+            mean_ns: self.sum.checked_div(count.into()).unwrap_or(0) as u64,
+            p50_ns: self.histogram.value_at_quantile(0.5).min(self.max),
+            p99_ns: self.histogram.value_at_quantile(0.99).min(self.max),
+            max_ns: self.max,
             buckets: Vec::new(),
         }
     }
@@ -34,7 +44,7 @@ impl Spread {
     /// The figures and a bucket for each power of two from the least to the largest value.
     pub(super) fn buckets(&self) -> Distribution {
         let mut buckets: Vec<Bucket> = Vec::new();
-        for value in self.0.iter_recorded() {
+        for value in self.histogram.iter_recorded() {
             let from = value.value_iterated_to().checked_ilog2().map_or(0, |log| 1_u64 << log);
             let to = from.saturating_mul(2).max(1);
             // Those between two that occur are there too, so that bars keep their scale.

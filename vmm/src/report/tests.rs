@@ -123,7 +123,7 @@ fn a_violation_is_told_with_what_came_before() {
     assert!(text.contains("CPU 1 picks task 11, but it is queued on CPU 0"), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     let found = json["invariants"].as_array().unwrap().iter().find(|i| i["name"] == "picked_after_queued").unwrap();
-    assert_eq!((found["violations"].as_u64(), found["checked"].as_u64()), (Some(1), Some(6)));
+    assert_eq!((found["violations"].as_u64(), found["checked"].as_u64()), (Some(1), Some(7)));
 }
 
 /// What scripts may rely on (docs/report.md).
