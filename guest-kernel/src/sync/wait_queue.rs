@@ -22,6 +22,7 @@ use super::SpinLock;
 use crate::sched;
 use crate::task::{Task, current};
 use crate::time;
+use crate::trace;
 
 /// Why a wait ended without its condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +183,7 @@ impl WaitQueue {
             }
             None => {
                 let timer = deadline.map(|d| time::timer::wake_at(d, task.clone()));
+                trace::block(self.why, core::ptr::from_ref(self) as u64);
                 sched::block();
                 if let Some(t) = timer {
                     t.cancel();

@@ -108,7 +108,7 @@ pub(super) fn put(word: u64, a: u64, b: u64) {
     }
     let ring = Ring { base, mask: cpu.trace.mask.load(Ordering::Relaxed) };
     let head = ring.head();
-    if head == cpu.trace.limit.load(Ordering::Relaxed) && !make_room(cpu, &ring, head) {
+    if head == cpu.trace.limit.load(Ordering::Relaxed) && !make_room(cpu, ring, head) {
         return;
     }
     ring.push(head, [instr::rdtsc(), word, a, b]);
@@ -117,7 +117,7 @@ pub(super) fn put(word: u64, a: u64, b: u64) {
 /// The ring is full as far as we know. Has it emptied by the host, or counts the record as lost. Interrupts are off.
 #[cold]
 #[inline(never)]
-fn make_room(cpu: &Cpu, ring: &Ring, head: u64) -> bool {
+fn make_room(cpu: &Cpu, ring: Ring, head: u64) -> bool {
     let flags = ring.flags().load(Ordering::Relaxed);
     if flags & RingHeader::OVERWRITES == 0 {
         let full = |tail: u64| head.wrapping_sub(tail) >= ring.capacity();

@@ -174,3 +174,69 @@ fn clock_of(record: &Record) -> Option<ClockMap> {
     (record.kind == Kind::Clock as u8).then_some(())?;
     Some(ClockMap { tsc: record.tsc, ns: record.a, khz: khz? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::{TraceReader, writer};
+
+    const GUEST: Stream = Stream { cpu: 0, vmm: false };
+    const VMM: Stream = Stream { cpu: 0, vmm: true };
+
+    fn at(tsc: u64, kind: Kind) -> Record {
+        Record { tsc, kind: kind as u8, ..Record::default() }
+    }
+
+    fn times(dir: &tempfile::TempDir, run: impl FnOnce(&mut Feed)) -> (Vec<(Kind, u64)>, Header, Summary) {
+        let path = dir.path().join("t.pftrace");
+        let (file, format) = writer::open(&path).unwrap();
+        let header = Header { version: crate::trace::VERSION, cpus: 1, tsc_khz: 1_000_000, ..Header::default() };
+        let mut feed = Feed::new(path.clone(), file, format, header);
+        run(&mut feed);
+        let summary = feed.finish().unwrap();
+        let reader = TraceReader::open(&path).unwrap();
+        let records = reader.records().map(|r| r.map(|s| (Kind::from_u8(s.record.kind).unwrap(), s.time_ns)).unwrap());
+        (records.collect(), reader.header().clone(), summary)
+    }
+
+    #[test]
+    fn both_clocks_are_one_after_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = |tsc, ns, khz| Record { a: ns, b: khz, ..at(tsc, Kind::Clock) };
+        let (records, header, summary) = times(&dir, |feed| {
+            // The host's TSC is 10^9 ahead and counts half as fast.
+            feed.records(vec![(VMM, vec![at(1_000_000_900, Kind::VcpuEntry)])]).unwrap();
+            feed.records(vec![(GUEST, vec![clock(1000, 50, 2_000_000), at(1400, Kind::Tick)])]).unwrap();
+            let published =
+                Published { guest_tsc: 2000, host_tsc: 1_000_001_000, host_khz: 1_000_000, realtime_ns: 5000 };
+            feed.published(&published).unwrap();
+            feed.records(vec![(VMM, vec![at(1_000_001_007, Kind::VcpuExit)])]).unwrap();
+            feed.records(vec![(GUEST, vec![at(2100, Kind::Tick), clock(3000, 9000, 1_000_000), at(3001, Kind::Halt)])])
+                .unwrap();
+            feed.records(vec![(GUEST, vec![Record { a: 3, ..at(3001, Kind::Lost) }])]).unwrap();
+        });
+        let expected = [
+            (Kind::Clock, 50),
+            (Kind::Tick, 250),
+            (Kind::VcpuEntry, 450),
+            (Kind::VcpuExit, 557),
+            (Kind::Tick, 600),
+            (Kind::Clock, 9000),
+            (Kind::Halt, 9001),
+            (Kind::Lost, 9001),
+        ];
+        assert_eq!(records, expected);
+        assert_eq!((header.tsc_khz, header.realtime_ns), (2_000_000, 4450));
+        assert_eq!(summary, Summary { records: 8, lost: 3, rings: true });
+    }
+
+    #[test]
+    fn a_guest_that_shows_nothing_has_a_time_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (records, _, summary) = times(&dir, |feed| {
+            feed.records(vec![(VMM, vec![at(7000, Kind::VcpuEntry), at(7005, Kind::VcpuExit)])]).unwrap();
+        });
+        assert_eq!(records, [(Kind::VcpuEntry, 0), (Kind::VcpuExit, 5)]);
+        assert!(!summary.rings);
+    }
+}

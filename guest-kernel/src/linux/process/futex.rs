@@ -28,6 +28,7 @@ use crate::sched;
 use crate::sync::{SpinLock, SpinLockGuard};
 use crate::task::{Task, current};
 use crate::time;
+use crate::trace;
 
 /// Linux include/uapi/linux/futex.h.
 mod op {
@@ -167,6 +168,7 @@ fn wait(
         }
         list.push_back(waiter.clone());
     }
+    trace::block(WaitReason::Futex, addr);
     let result = sleep(&waiter, deadline);
     if result.is_err() && !leave(&waiter) {
         return Ok(0); // a waker chose us before we gave up
