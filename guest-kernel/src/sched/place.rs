@@ -21,6 +21,7 @@ use vcpu_sched::ids::{CpuId, Nanos};
 use vcpu_sched::placement::{self, CpuView, Level, Placement};
 use vcpu_sched::policy::EnqueueReason;
 use vcpu_sched::task::state::{Action, Event};
+use vcpu_sched::topology::Topology;
 
 use super::{Queue, balance, tick};
 use crate::arch::{apic, descriptors::vector, fpu, instr};
@@ -64,6 +65,10 @@ impl CpuView for View {
 
     fn waiting_realtime(&self, id: CpuId) -> u8 {
         cpu::get(id).map_or(0, |c| c.waiting_realtime.load(Ordering::Relaxed))
+    }
+
+    fn topology(&self) -> Option<&Topology> {
+        Some(cpu::topology::of_scheduler())
     }
 }
 
@@ -168,7 +173,11 @@ pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
         // SAFETY: the queue holds the task for as long as it is locked.
         let queued = unsafe { borrowed(Arc::as_ptr(&task.0)) };
         rq.enqueue(task, why.reason(), now);
-        publish(cpu, &rq);
+        if level_of(&queued) == Level::NORMAL {
+            cpu.nr_running.store(cpu.nr_running.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        } else {
+            publish(cpu, &rq);
+        }
         let waits = !cpu.chosen.load(Ordering::Relaxed).is_null();
         let kick = tell(me, cpu, &mut rq, &queued, now);
         if trace::on() {

@@ -49,11 +49,8 @@ pub(super) fn reschedule(event: Event) {
     let tsc = instr::rdtsc();
     let now = time::at_tsc(tsc);
     add(&prev.stats.run_ticks, tsc.wrapping_sub(me.picked_at.load(Ordering::Relaxed)));
-    let left = if was_idle {
-        Left { queued: false, state: State::Ready }
-    } else {
-        put_prev(me, prev, &mut rq, event, now)
-    };
+    let left =
+        if was_idle { Left { queued: false, state: State::Ready } } else { put_prev(me, prev, &mut rq, event, now) };
     go_on(me, prev, rq, left, event == Event::Preempt, tsc, now);
 }
 

@@ -149,7 +149,9 @@ fn a_woken_fifo_task_preempts() -> TestResult {
         p.queue.wake_one();
         // It never yields: only preemption lets the other one run before it ends.
         let end = time::now() + Nanos::from_millis(HANG_MS / 2);
-        while !p.ran.load(Ordering::Acquire) && time::now() < end {}
+        while !p.ran.load(Ordering::Acquire) && time::now() < end {
+            core::hint::spin_loop();
+        }
         p.at_once.store(p.ran.load(Ordering::Acquire), Ordering::Relaxed);
         drop(p);
         sched::exit_current()
@@ -328,8 +330,7 @@ fn affinity_and_class_storm() -> TestResult {
     }
     in_charge(|| {
         let n = cpu::count();
-        let (s, pass) =
-            share(Storm { stop: AtomicBool::new(false), door: WaitQueue::new(), round: AtomicU32::new(0) });
+        let (s, pass) = share(Storm { stop: AtomicBool::new(false), door: WaitQueue::new(), round: AtomicU32::new(0) });
         let tasks: Vec<_> = (0..3 * n).map(|_| spawn("storm", None, body, pass())).collect::<Result<_, _>>()?;
         // A linear congruential generator (Knuth's MMIX): the same storm each time.
         let mut seed = 1_u64;
@@ -340,7 +341,8 @@ fn affinity_and_class_storm() -> TestResult {
         for round in 0..200 {
             let task = &tasks[random(tasks.len() as u64) as usize];
             let mask = 1 + random((1 << n) - 1);
-            sched::set_affinity(task, &CpuMask::from_le_bytes(&mask.to_le_bytes())).map_err(|e| alloc::format!("{e}"))?;
+            sched::set_affinity(task, &CpuMask::from_le_bytes(&mask.to_le_bytes()))
+                .map_err(|e| alloc::format!("{e}"))?;
             let params = match random(4) {
                 0 => fifo(1 + random(5) as u32),
                 1 => SchedParams::fair(Nice::clamped(random(39) as i32 - 20)),

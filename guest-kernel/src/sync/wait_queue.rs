@@ -226,7 +226,11 @@ impl WaitQueue {
                     sched::wake(task);
                     woken += usize::from(e.exclusive);
                     // The waker's own handle is never the last: the task removes itself only after it ran again.
-                    entries.remove(i);
+                    if i == 0 {
+                        entries.pop_front(); // the common case, and much cheaper
+                    } else {
+                        entries.remove(i);
+                    }
                 }
                 Waiter::Target(t) => {
                     t.woken();

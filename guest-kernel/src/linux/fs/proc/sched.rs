@@ -1,6 +1,5 @@
 //! What /proc shows of the scheduler: /proc/PID/sched, /proc/PID/schedstat, /proc/schedstat.
 
-use core::fmt::Write;
 use core::sync::atomic::Ordering;
 
 use vcpu_sched::ids::Nanos;
@@ -16,7 +15,7 @@ struct Millis(Nanos);
 
 impl core::fmt::Display for Millis {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{}.{:06}", self.0.0 / 1_000_000, self.0.0 % 1_000_000)
+        f.pad(&alloc::format!("{}.{:06}", self.0.0 / 1_000_000, self.0.0 % 1_000_000))
     }
 }
 
@@ -27,8 +26,7 @@ pub fn sched(p: &Process, tid: u32, out: &mut Out) {
     let Some(task) = task_of(p, tid) else { return };
     let (params, a) = (task.sched.params(), task.sched.accounting().snapshot());
     let attr = params.to_attr(scheduling::slice_of(&task));
-    let mut field =
-        |name: &str, value: &dyn core::fmt::Display| line(out, format_args!("{name:<45}:{value:>21}"));
+    let mut field = |name: &str, value: &dyn core::fmt::Display| line(out, format_args!("{name:<45}:{value:>21}"));
     field("se.sum_exec_runtime", &Millis(a.run));
     field("se.nr_migrations", &a.migrations);
     field("wait_sum", &Millis(a.wait));
