@@ -20,6 +20,7 @@ pub mod memory;
 pub mod program;
 pub mod report;
 pub mod signals;
+pub mod sim;
 pub mod stats;
 pub mod top;
 pub mod trace;

@@ -13,7 +13,8 @@ use taskvisor::config::cli::{Cli, Command, ControlArgs};
 use taskvisor::control::ctl;
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
-use taskvisor::{host, logger, report, top};
+use taskvisor::sim::args::SimArgs;
+use taskvisor::{host, logger, report, sim, top};
 use vcpu_sched::checker::Options;
 use vcpu_sched::ids::Nanos;
 
@@ -84,6 +85,7 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(if report.can_run() { 0 } else { EXIT_VMM })
         }
+        Command::Sim(args) => simulate(&args),
     }
 }
 
@@ -92,6 +94,28 @@ fn socket(args: &ControlArgs) -> anyhow::Result<&Path> {
     args.control.as_deref().context(
         "no guest named: give --control SOCKET, or set TASKVISOR_CONTROL to the socket of taskvisor run --control",
     )
+}
+
+/// `sim`. Its exit code tells whether the scheduler's invariants held.
+fn simulate(args: &SimArgs) -> anyhow::Result<u8> {
+    let mut stdout = std::io::stdout();
+    if args.workload == "list" {
+        let _ = stdout.write_all(sim::source::list().as_bytes());
+        return Ok(0);
+    }
+    let result = sim::run::run(args)?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&sim::report::json(&result))? + "\n"
+    } else {
+        sim::report::text(&result)
+    };
+    // A closed pipe behind it is no error.
+    let _ = stdout.write_all(text.as_bytes());
+    let holds = result.outcome.is_none_or(|outcome| outcome.holds());
+    if !holds {
+        say(format_args!("taskvisor: an invariant of the scheduler was broken; the same again: {}\n", result.command));
+    }
+    Ok(if holds { 0 } else { sim::EXIT_VIOLATION })
 }
 
 /// Help and version as they are; errors in one line, with our exit code for errors instead of clap's 2.

@@ -51,6 +51,9 @@ pub enum Command {
     Image(ImageArgs),
     /// Tell what this host's KVM can do, by trying
     Doctor(DoctorArgs),
+    /// Run a workload on a simulated machine, under the scheduler of the guest kernel
+    #[command(after_help = crate::sim::args::EXAMPLES)]
+    Sim(crate::sim::args::SimArgs),
     /// Tell what a trace shows, and whether the scheduler's invariants held
     #[command(after_help = REPORT_EXIT_CODES)]
     Report(ReportArgs),

@@ -1,0 +1,173 @@
+//! A simulation from flags to results.
+//!
+//! Used by the command and by tests. What is printed is [`super::report`]'s matter.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use vcpu_sched::checker::Outcome;
+use vcpu_sched::ids::Nanos;
+use vcpu_sched::runqueue::{PolicyKind, UnknownPolicy};
+use vcpu_sched::sim::model::Workload;
+use vcpu_sched::sim::{Config, Costs, Fault, Figures, Machine};
+
+use vcpu_sched::topology::Topology;
+
+use super::args::SimArgs;
+use super::file::{File, MachineTable};
+use super::observe::Observer;
+use super::source::{self, SourceError};
+use crate::trace::{Header, TraceError, VERSION};
+
+/// Virtual time if neither flag nor workload says one.
+const DEFAULT_DURATION: Nanos = Nanos::from_secs(10);
+/// Moments between two looks at the wall clock.
+const MOMENTS: u64 = 1 << 16;
+/// The progress line changes so often.
+const PROGRESS: Duration = Duration::from_millis(500);
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    /// The workload.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The workload's policy.
+    #[error("[machine] policy '{name}': {source}")]
+    Policy {
+        /// As it stands there.
+        name: String,
+        /// Why.
+        source: UnknownPolicy,
+    },
+    /// The simulation.
+    #[error("{0}")]
+    Fault(Fault),
+    /// The trace file.
+    #[error("can't write the trace: {0}")]
+    Trace(#[from] TraceError),
+}
+
+/// What came of a simulation.
+#[derive(Debug)]
+pub struct Simulated {
+    /// As it was run.
+    pub config: Config,
+    /// Until when it was to run.
+    pub duration: Nanos,
+    /// What ran.
+    pub workload: Workload,
+    /// What it showed.
+    pub figures: Figures,
+    /// What the checker found, unless it was told not to look.
+    pub outcome: Option<Outcome>,
+    /// What it took in real time.
+    pub wall: Duration,
+    /// The command that does the same again.
+    pub command: String,
+}
+
+/// Runs what the flags say.
+///
+/// # Errors
+/// [`SimError`].
+pub fn run(args: &SimArgs) -> Result<Simulated, SimError> {
+    let File { machine, workload, .. } = source::load(&args.workload)?;
+    let config = configure(args, &machine)?;
+    let duration = args.duration.or(machine.duration.map(|time| time.0)).unwrap_or(DEFAULT_DURATION);
+    let command = command(args, &config, duration);
+    let header = Header {
+        version: VERSION,
+        cpus: config.cpus,
+        tsc_khz: 1_000_000,
+        policy: config.policy.to_string(),
+        command_line: command.clone(),
+        program: vec![args.workload.clone()],
+        realtime_ns: 0,
+    };
+    let trace = args.trace.as_deref().map(|path| (path, &header));
+    let mut observer = Observer::new((!args.no_check).then_some(config.costs), trace)?;
+    let start = Instant::now();
+    let mut machine = Machine::new(config.clone(), &workload, &mut observer).map_err(SimError::Fault)?;
+    let mut progress = Progress::new(args.json, duration);
+    let end = loop {
+        match machine.run(duration, MOMENTS).map_err(SimError::Fault)? {
+            Some(end) => break end,
+            None => progress.show(start, machine.now(), machine.records()),
+        }
+    };
+    progress.clear();
+    let figures = machine.finish(end);
+    let outcome = observer.finish()?;
+    Ok(Simulated { config, duration, workload, figures, outcome, wall: start.elapsed(), command })
+}
+
+fn configure(args: &SimArgs, machine: &MachineTable) -> Result<Config, SimError> {
+    let policy = match (args.policy, &machine.policy) {
+        (Some(policy), _) => policy,
+        (None, Some(name)) => name.parse().map_err(|source| SimError::Policy { name: name.clone(), source })?,
+        (None, None) => PolicyKind::Fair,
+    };
+    let usual = Costs::default();
+    let cost =
+        |flag: Option<Nanos>, file: Option<super::span::Time>, usual| flag.or(file.map(|time| time.0)).unwrap_or(usual);
+    Ok(Config {
+        cpus: args.cpus.or(machine.cpus).unwrap_or(1),
+        topology: Topology::flat(),
+        policy,
+        seed: args.seed,
+        costs: Costs {
+            switch: cost(args.switch_cost, machine.switch, usual.switch),
+            call: cost(args.call_cost, machine.call, usual.call),
+            ipi: cost(args.ipi_latency, machine.ipi, usual.ipi),
+            idle_exit: cost(args.idle_exit, machine.idle_exit, usual.idle_exit),
+        },
+        per_task: args.tasks,
+    })
+}
+
+/// The command that repeats a run, whatever defaults change.
+fn command(args: &SimArgs, config: &Config, duration: Nanos) -> String {
+    let Costs { switch, call, ipi, idle_exit } = config.costs;
+    format!(
+        "taskvisor sim --workload {} --cpus {} --policy {} --seed {} --duration {duration} --switch-cost {switch} \
+         --call-cost {call} --ipi-latency {ipi} --idle-exit {idle_exit}",
+        args.workload, config.cpus, config.policy, config.seed
+    )
+}
+
+/// A line on the terminal that tells how far it is.
+struct Progress {
+    /// None is wanted, or nobody would see it.
+    off: bool,
+    until: Nanos,
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    fn new(json: bool, until: Nanos) -> Self {
+        Self { off: json || !std::io::stderr().is_terminal(), until, shown: None }
+    }
+
+    fn show(&mut self, start: Instant, now: Nanos, records: u64) {
+        if self.off || self.shown.unwrap_or(start).elapsed() < PROGRESS {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let seconds = |time: Nanos| time.0 as f64 / 1e9;
+        let rate = records as f64 / start.elapsed().as_secs_f64() / 1e6;
+        // A terminal that went away is no reason to stop.
+        let _ = write!(
+            std::io::stderr(),
+            "\r\x1b[K{:.2} s of {:.2} s, {records} events, {rate:.2} million a second",
+            seconds(now),
+            seconds(self.until),
+        );
+    }
+
+    fn clear(&self) {
+        if self.shown.is_some() {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
