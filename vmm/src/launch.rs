@@ -7,11 +7,13 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::affinity::{self, AffinityError, Plan};
 use crate::archive::ArchiveError;
 use crate::config::Config;
 use crate::console::{terminal, virtio};
 use crate::end::EXIT_VMM;
 use crate::guest::{Guest, GuestError, KernelKeys};
+use crate::topology::{self, TopologyError};
 use crate::vm::{Ended, Options, Vm, VmError};
 
 /// Why a run or an image failed.
@@ -20,6 +22,12 @@ pub enum LaunchError {
     /// Kernel, program or archive.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// How the vCPUs are arranged.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// Where the threads run.
+    #[error(transparent)]
+    Affinity(#[from] AffinityError),
     /// The machine.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -48,10 +56,17 @@ impl LaunchError {
 
 /// Runs the guest to its end. `start` is when the process began, for `--stats`.
 pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
+    let topology = topology::resolve(config.vcpus, config.topology, &config.numa, config.memory)?;
+    let host = affinity::plan::Host::ask().map_err(AffinityError::Thread)?;
+    let placement = Plan::new(&config.host, topology.vcpus(), host)?;
+    placement.rehearse()?;
     let term = terminal_name();
     let guest = Guest::assemble(config, term.as_deref())?;
     let options = Options {
-        vcpus: config.vcpus,
+        vcpus: topology.vcpus(),
+        topology,
+        cpu: config.cpu.clone(),
+        placement,
         memory: config.memory,
         timeout: config.timeout,
         stats: config.stats,

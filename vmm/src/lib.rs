@@ -4,6 +4,7 @@
 //! [`launch::run`] does it: [`guest`] checks and lays out what runs inside, [`vm`] builds the machine ([`memory`],
 //! [`boot`], [`vcpu`], [`console`], the devices) and runs it under [`event_loop`]; [`end`] is how it ended.
 
+pub mod affinity;
 pub mod archive;
 pub mod boot;
 pub mod config;
@@ -23,6 +24,7 @@ pub mod signals;
 pub mod sim;
 pub mod stats;
 pub mod top;
+pub mod topology;
 pub mod trace;
 pub mod vcpu;
 pub mod vm;

@@ -18,7 +18,9 @@ pub const PAGE_TABLES: u64 = 0x9000;
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// See [`COMMAND_LINE`].
 pub const COMMAND_LINE_MAX: usize = 0x1_0000;
-/// RSDP, then XSDT, FADT, DSDT, MADT.
+/// PPTT, which grows fastest with the number of CPUs; ends at [`ACPI`].
+pub const PPTT: u64 = 0xc_0000;
+/// RSDP, then XSDT, FADT, DSDT, MADT, SRAT, SLIT.
 pub const ACPI: u64 = 0xe_0000;
 /// ACPI tables end here.
 pub const ACPI_END: u64 = 0x10_0000;

@@ -26,8 +26,8 @@ pub fn write(ram: &Ram, info: &BootInfo<'_>) -> Result<u64, BootError> {
         .map(|piece| hvm_memmap_table_entry { addr: piece.start, size: piece.len, type_: TYPE_RAM, reserved: 0 })
         .collect();
     map.push(hvm_memmap_table_entry {
-        addr: layout::ACPI,
-        size: layout::ACPI_END - layout::ACPI,
+        addr: layout::PPTT,
+        size: layout::ACPI_END - layout::PPTT,
         type_: TYPE_ACPI,
         reserved: 0,
     });

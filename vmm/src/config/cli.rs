@@ -6,15 +6,20 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use vcpu_sched::runqueue::PolicyKind;
 
+use super::text::IdSet;
 use super::units::{parse_duration, parse_size};
-use super::{Config, ConsoleChoice, FileSpec, LogLevel, LogSink, ProgramSpec};
+use super::{Config, ConsoleChoice, DEFAULT_MEMORY, FileSpec, LogLevel, LogSink, ProgramSpec};
+use crate::affinity::parse as pins;
+use crate::affinity::{self, Class, CoreScheduling, Entry};
 use crate::archive::build::clean;
+use crate::boot::cpuid::model::Model;
 use crate::control::ctl::Question;
+use crate::topology::{NodeSpec, TopologyChoice, parse};
 use crate::trace::{Format, FormatError};
 
 /// Paragraphs are single lines: clap wraps them to the terminal.
@@ -51,12 +56,12 @@ pub enum Command {
     Image(ImageArgs),
     /// Tell what this host's KVM can do, by trying
     Doctor(DoctorArgs),
-    /// Run a workload on a simulated machine, under the scheduler of the guest kernel
-    #[command(after_help = crate::sim::args::EXAMPLES)]
-    Sim(crate::sim::args::SimArgs),
     /// Tell what a trace shows, and whether the scheduler's invariants held
     #[command(after_help = REPORT_EXIT_CODES)]
     Report(ReportArgs),
+    /// Run a workload on a simulated machine, under the scheduler of the guest kernel
+    #[command(after_help = crate::sim::args::EXAMPLES)]
+    Sim(crate::sim::args::SimArgs),
     /// Ask a running guest's VMM (taskvisor run --control)
     Ctl(CtlArgs),
     /// Show a running guest's vCPUs and tasks, live
@@ -143,13 +148,45 @@ pub struct ImageArgs {
 /// Flags that describe a guest.
 #[derive(Debug, Args)]
 pub struct GuestArgs {
-    /// Number of virtual CPUs
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
-    pub vcpus: u32,
+    /// Number of virtual CPUs [default: 1, or what --topology says]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub vcpus: Option<u32>,
 
-    /// Guest memory: a number with K, M, G or T
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size, allow_negative_numbers = true)]
-    pub memory: u64,
+    /// Guest memory: a number with K, M, G or T [default: 256M, or what --numa says]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, allow_negative_numbers = true)]
+    pub memory: Option<u64>,
+
+    /// How the vCPUs are arranged: sockets=N,dies=N,cores=N,threads=N (each 1 unless given), or host for the host's own
+    #[arg(long, value_name = "TREE", value_parser = parse::topology)]
+    pub topology: Option<TopologyChoice>,
+
+    /// The nodes: node=N,cpus=LIST,mem=SIZE[,dist=N@10..254] for each, separated by ';'
+    #[arg(long, value_name = "NODES", value_parser = ValueParser::new(|text: &str| parse::numa(text).map(Nodes)))]
+    pub numa: Option<Nodes>,
+
+    /// What the vCPUs can do: host, baseline, x86-64-v2 or x86-64-v3, and ,+FEATURE or ,-FEATURE
+    #[arg(long, value_name = "MODEL", default_value = "host")]
+    pub cpu: Model,
+
+    /// Pin vCPUs to host CPUs: VCPUS=CPUS;..., such as '0=0;1-2=1,3' or 'all=0-1'
+    #[arg(long, value_name = "PINS", value_parser = ValueParser::new(|text: &str| pins::affinity(text).map(Pins)))]
+    pub affinity: Option<Pins>,
+
+    /// How urgent the vCPU threads are on the host: other, fifo:PRIO, rr:PRIO or nice:N, for all or as VCPUS=CLASS;...
+    #[arg(long, value_name = "CLASS", value_parser = ValueParser::new(|text: &str| pins::classes(text).map(Classes)))]
+    pub vcpu_sched: Option<Classes>,
+
+    /// Give each vCPU a host CPU that no other vCPU has (of its --affinity, if that is given)
+    #[arg(long)]
+    pub exclusive: bool,
+
+    /// Pin the event loop and all other threads that are no vCPU's to these host CPUs
+    #[arg(long, value_name = "CPUS", value_parser = pins::cpus)]
+    pub io_affinity: Option<IdSet>,
+
+    /// Who may share a host core's threads with the vCPUs
+    #[arg(long, value_name = "WHO", value_enum, default_value = "off")]
+    pub core_scheduling: CoreScheduling,
 
     /// Boot this kernel instead of the built-in one: an ELF with a PVH entry, or a Linux bzImage
     #[arg(long, value_name = "ELF")]
@@ -214,12 +251,37 @@ pub struct GuestArgs {
     pub program: Vec<String>,
 }
 
+/// `--numa`, as one value.
+#[derive(Debug, Clone)]
+pub struct Nodes(Vec<NodeSpec>);
+
+/// `--affinity`, as one value.
+#[derive(Debug, Clone)]
+pub struct Pins(Vec<Entry<IdSet>>);
+
+/// `--vcpu-sched`, as one value.
+#[derive(Debug, Clone)]
+pub struct Classes(Vec<Entry<Class>>);
+
 impl From<GuestArgs> for Config {
     fn from(args: GuestArgs) -> Self {
         let mut words = args.program.into_iter();
+        let numa = args.numa.map(|nodes| nodes.0).unwrap_or_default();
+        let of_nodes = || numa.iter().fold(0u64, |sum, node| sum.saturating_add(node.memory));
+        let memory = args.memory.unwrap_or_else(|| if numa.is_empty() { DEFAULT_MEMORY } else { of_nodes() });
         Self {
             vcpus: args.vcpus,
-            memory: args.memory,
+            memory,
+            topology: args.topology,
+            numa,
+            cpu: args.cpu,
+            host: affinity::Request {
+                affinity: args.affinity.map(|pins| pins.0).unwrap_or_default(),
+                classes: args.vcpu_sched.map(|classes| classes.0).unwrap_or_default(),
+                exclusive: args.exclusive,
+                io: args.io_affinity,
+                core_scheduling: args.core_scheduling,
+            },
             kernel: args.kernel,
             cmdline: args.cmdline,
             initrd: args.initrd,
@@ -256,14 +318,14 @@ pub enum ValueError {
     NoGuestName(String),
 }
 
-/// A file whose name tells a format, so that a wrong one shows before a guest has run.
-fn parse_trace(text: &str) -> Result<PathBuf, FormatError> {
-    Format::of(Path::new(text)).map(|_| text.into())
-}
-
 /// The policies by name, for help and suggestions.
 fn policy_parser() -> impl TypedValueParser<Value = PolicyKind> {
     PossibleValuesParser::new(PolicyKind::ALL.map(PolicyKind::name)).try_map(|name| name.parse::<PolicyKind>())
+}
+
+/// A file whose name tells a format, so that a wrong one shows before a guest has run.
+fn parse_trace(text: &str) -> Result<PathBuf, FormatError> {
+    Format::of(Path::new(text)).map(|_| text.into())
 }
 
 fn parse_env(text: &str) -> Result<(String, String), ValueError> {
@@ -319,7 +381,7 @@ mod tests {
     #[test]
     fn defaults() {
         let config = config(&["--", "./prog", "-a", "--vcpus", "7"]).unwrap();
-        assert_eq!((config.vcpus, config.memory, config.log_level), (1, 256 << 20, LogLevel::Warn));
+        assert_eq!((config.vcpus, config.memory, config.log_level), (None, 256 << 20, LogLevel::Warn));
         let program = config.program.unwrap();
         assert_eq!((program.name.as_str(), program.args.len()), ("./prog", 3));
     }
@@ -329,7 +391,7 @@ mod tests {
         for words in [&["--vcpus", "2", "prog", "--memory", "x"][..], &["--vcpus", "2", "--", "prog", "--memory", "x"]]
         {
             let config = config(words).unwrap();
-            assert_eq!(config.vcpus, 2);
+            assert_eq!(config.vcpus, Some(2));
             let program = config.program.unwrap();
             assert_eq!((program.name.as_str(), program.args), ("prog", vec!["--memory".to_owned(), "x".to_owned()]));
         }
@@ -342,6 +404,12 @@ mod tests {
             (&["--timeout", "5"], "a unit is missing"),
             (&["--env", "X"], "NAME=VALUE"),
             (&["--vcpus", "-1"], "--vcpus"),
+            (&["--topology", "core=2"], "unknown word 'core' at character 1"),
+            (&["--numa", "node=0,mem=x"], "'x' is no size"),
+            (&["--cpu", "v3,-avx51f"], "is it avx512f?"),
+            (&["--affinity", "0=0;1"], "'=' is missing at character 6"),
+            (&["--vcpu-sched", "fifo:0"], "a real-time priority is 1 to 99"),
+            (&["--io-affinity", "1-0"], "runs backwards"),
             (&["--file", ":x"], "host path is empty"),
             (&["--log-level", "loud"], "possible values"),
             (&["--policy", "lottery"], "fair"),

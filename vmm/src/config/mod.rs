@@ -4,12 +4,17 @@
 //! [`crate::launch`] turns it into a run. Nothing in it has been checked against the host yet.
 
 pub mod cli;
+pub mod text;
 pub mod units;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use vcpu_sched::runqueue::PolicyKind;
+
+use crate::affinity;
+use crate::boot::cpuid::model::Model;
+use crate::topology::{NodeSpec, TopologyChoice};
 
 /// Guest memory when nothing is said.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
@@ -98,8 +103,16 @@ pub struct ProgramSpec {
 /// Everything about one guest.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Number of vCPUs.
-    pub vcpus: u32,
+    /// Number of vCPUs; else it follows from the topology, or is 1.
+    pub vcpus: Option<u32>,
+    /// How the vCPUs are arranged.
+    pub topology: Option<TopologyChoice>,
+    /// The nodes that memory and vCPUs belong to.
+    pub numa: Vec<NodeSpec>,
+    /// What the vCPUs can do.
+    pub cpu: Model,
+    /// Where the threads run on the host.
+    pub host: affinity::Request,
     /// Bytes of guest memory.
     pub memory: u64,
     /// A kernel instead of the built-in one.
@@ -137,7 +150,11 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            vcpus: 1,
+            vcpus: None,
+            topology: None,
+            numa: Vec::new(),
+            cpu: Model::default(),
+            host: affinity::Request::default(),
             memory: DEFAULT_MEMORY,
             kernel: None,
             cmdline: String::new(),

@@ -26,33 +26,40 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegio
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::devices::Devices;
-use self::threads::{Shared, Threads};
+use self::threads::{Shared, StartError, Threads};
+use crate::affinity::{AffinityError, Plan};
 use crate::archive::ArchiveError;
 use crate::boot::acpi::{self, VirtioMmio};
-use crate::boot::cpuid::{CpuidError, Template, Topology};
+use crate::boot::cpuid::model::{Model, Native};
+use crate::boot::cpuid::{CpuidError, Template};
 use crate::boot::kernel::Entry;
 use crate::boot::{BootError, BootInfo, bzimage, layout, pvh};
 use crate::config::{LogLevel, LogSink};
 use crate::console::output::OutputError;
 use crate::console::terminal::RawMode;
+use crate::end::End;
 use crate::control;
 use crate::control::machine::{Facts, Machine};
 use crate::control::server::Listening;
 use crate::control::socket::SocketError;
-use crate::end::End;
 use crate::event_loop::{self, Hub, LoopError};
 use crate::guest::Guest;
 use crate::guestview::Reader;
 use crate::host::Quirks;
+use crate::host::probe::isa::rings_that_see_our_cpuid;
 use crate::launch::kernel_cmdline;
 use crate::memory::{self, MemoryError, PAGE_SIZE, Ram};
 use crate::signals::SignalFd;
 use crate::stats::{self, Milestones};
+use crate::topology::Topology;
 use crate::trace::{self, Recorder, TraceError};
-use crate::vcpu::kick;
-use crate::vcpu::report::{self, Tasks};
 use crate::vcpu::run_loop::Buses;
 use crate::vcpu::setup::{self, SetupError, Start};
+use crate::vcpu::report::{self, Tasks};
+use crate::vcpu::kick;
+
+/// The last id of an 8-bit APIC; 255 is the broadcast (Intel SDM vol. 3A, 11.6.1).
+const MAX_XAPIC_ID: u32 = 254;
 
 /// Why a machine can't be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +105,20 @@ pub enum VmError {
         /// The most.
         max: u32,
     },
+    /// Gaps in the numbering of a tree.
+    #[error("--topology needs APIC id {id}: this host's KVM takes ids below {limit}; use counts that are powers of two")]
+    ApicIds {
+        /// The largest id.
+        id: u32,
+        /// KVM's bound.
+        limit: u32,
+    },
+    /// Where the threads run.
+    #[error(transparent)]
+    Affinity(#[from] AffinityError),
+    /// The vCPU threads.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] SocketError),
@@ -151,6 +172,12 @@ fn kvm_call(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
 pub struct Options {
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// How they are arranged.
+    pub topology: Topology,
+    /// What they can do.
+    pub cpu: Model,
+    /// Where their threads run.
+    pub placement: Plan,
     /// Bytes of memory.
     pub memory: u64,
     /// End the VM after this time.
@@ -214,12 +241,15 @@ impl Vm {
         let control = options.control.as_deref().map(Listening::bind).transpose()?;
         let kvm = open_kvm()?;
         check_vcpus(&kvm, options.vcpus)?;
-        let topology = Topology { vcpus: options.vcpus };
+        check_ids(&kvm, &options.topology)?;
+        let topology = options.topology.clone();
+        options.placement.take_io_seat()?;
+        let native = native(&kvm, &options.cpu);
         // The probe is a guest of its own and takes some milliseconds, most of them in its vCPU: beside the rest.
         let (fd, ram, vcpus, mut cpuid, quirks) = thread::scope(|scope| {
             let probe = scope.spawn(|| probe(&kvm));
-            let cpuid = Template::new(&kvm, topology)?;
-            let (fd, ram, vcpus) = make_machine(&kvm, &guest, &options, topology, cpuid.address_bits())?;
+            let cpuid = Template::new(&kvm, &topology, &options.cpu, native.as_ref())?;
+            let (fd, ram, vcpus) = make_machine(&kvm, &guest, &options, cpuid.address_bits())?;
             Ok::<_, VmError>((fd, ram, vcpus, cpuid, probe.join().unwrap_or_default()))
         })?;
         let tsc_khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0);
@@ -234,7 +264,7 @@ impl Vm {
         if quirks.slow_ring0 && !guest.is_ours() {
             cpuid.hide_cmpxchg16b();
         }
-        let (entry, boot_data) = load(&guest, &cmdline, &ram, topology, &built.virtio)?;
+        let (entry, boot_data) = load(&guest, &cmdline, &ram, (&topology, &cpuid), &built.virtio)?;
         for (id, vcpu) in (0u32..).zip(&vcpus) {
             let start = (id == 0).then_some(Start { entry: &entry, boot_data });
             setup::configure(vcpu, id, &cpuid, start)?;
@@ -271,13 +301,14 @@ impl Vm {
             run_size: self.fd.run_size(),
             buses: self.buses.clone(),
             ram: self.ram.clone(),
+            placement: Arc::new(self.options.placement.clone()),
             outcomes: sender,
             outcome_evt: outcome_evt.try_clone().map_err(host("can't make an eventfd"))?,
             recorder: self.recorder.as_ref(),
         };
         self.milestones.note("vcpus_started");
         let mut threads =
-            Threads::start(std::mem::take(&mut self.vcpus), &shared).map_err(host("can't start a vCPU thread"))?;
+            Threads::start(std::mem::take(&mut self.vcpus), &shared)?;
         let control = self.control.take().map(|listening| listening.serve(self.machine(&threads)));
         let control = control.transpose().map_err(host("can't start the control thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
@@ -359,15 +390,14 @@ fn make_machine(
     kvm: &Kvm,
     guest: &Guest,
     options: &Options,
-    topology: Topology,
     address_bits: u32,
 ) -> Result<(VmFd, Ram, Vec<VcpuFd>), VmError> {
     let ram = memory::allocate(options.memory, address_bits)?;
     let fd = kvm.create_vm().map_err(kvm_call("KVM_CREATE_VM"))?;
     register_memory(&fd, &ram)?;
-    create_irqchip(&fd, options.vcpus, guest.is_ours())?;
+    create_irqchip(&fd, &options.topology, guest.is_ours())?;
     let vcpus = (0..options.vcpus)
-        .map(|id| fd.create_vcpu(topology.apic_id(id).into()).map_err(kvm_call("KVM_CREATE_VCPU")))
+        .map(|id| fd.create_vcpu(options.topology.apic_id(id).into()).map_err(kvm_call("KVM_CREATE_VCPU")))
         .collect::<Result<_, _>>()?;
     Ok((fd, ram, vcpus))
 }
@@ -409,13 +439,33 @@ fn open_kvm() -> Result<Kvm, VmError> {
     }
 }
 
+/// APIC ids are KVM's vCPU ids, and those have a bound of their own: a tree with gaps may exceed it.
+fn check_ids(kvm: &Kvm, topology: &Topology) -> Result<(), VmError> {
+    let (id, limit) = (topology.max_apic_id(), kvm.get_max_vcpu_id() as u32);
+    if id < limit { Ok(()) } else { Err(VmError::ApicIds { id, limit }) }
+}
+
+/// What programs see of the host's own CPUID, which matters only to a CPU model other than the host's.
+fn native(kvm: &Kvm, model: &Model) -> Option<Native> {
+    if *model == Model::default() {
+        return None;
+    }
+    match rings_that_see_our_cpuid(kvm) {
+        Ok([_, ring3]) => (!ring3).then(Native::read),
+        Err(error) => {
+            log::warn!("can't find out whether programs see the CPUID that is set, taken as yes: {error}");
+            None
+        }
+    }
+}
+
 fn check_vcpus(kvm: &Kvm, have: u32) -> Result<(), VmError> {
     let max = kvm.get_max_vcpus() as u32;
     if (1..=max).contains(&have) { Ok(()) } else { Err(VmError::Vcpus { have, max }) }
 }
 
 /// PIC, IOAPIC and local APICs in the kernel; a PIT only for foreign kernels, which may calibrate with it.
-fn create_irqchip(fd: &VmFd, vcpus: u32, ours: bool) -> Result<(), VmError> {
+fn create_irqchip(fd: &VmFd, topology: &Topology, ours: bool) -> Result<(), VmError> {
     fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_call("KVM_SET_IDENTITY_MAP_ADDR"))?;
     fd.set_tss_address(layout::KVM_TSS).map_err(kvm_call("KVM_SET_TSS_ADDR"))?;
     fd.create_irq_chip().map_err(kvm_call("KVM_CREATE_IRQCHIP"))?;
@@ -423,7 +473,7 @@ fn create_irqchip(fd: &VmFd, vcpus: u32, ours: bool) -> Result<(), VmError> {
         let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(config).map_err(kvm_call("KVM_CREATE_PIT2"))?;
     }
-    if vcpus > 255 {
+    if topology.max_apic_id() > MAX_XAPIC_ID {
         // 32-bit ids in MSIs and IPIs, no broadcast at 255 (Linux, Documentation/virt/kvm/api.rst, 7.8).
         let mut cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
         cap.args[0] = 0b11;
@@ -454,7 +504,7 @@ fn load(
     guest: &Guest,
     cmdline: &str,
     ram: &Ram,
-    topology: Topology,
+    (topology, cpuid): (&Topology, &Template),
     virtio: &[VirtioMmio],
 ) -> Result<(Entry, u64), VmError> {
     let loaded = guest.kernel.load(ram).map_err(BootError::from)?;
@@ -467,8 +517,7 @@ fn load(
         }
         None => None,
     };
-    let ids: Vec<u32> = (0..topology.vcpus).map(|vcpu| topology.apic_id(vcpu)).collect();
-    let rsdp = acpi::write(ram, &ids, virtio)?;
+    let rsdp = acpi::write(ram, topology, &cpuid.caches(), virtio)?;
     let info = BootInfo { cmdline, archive, rsdp };
     let boot_data = match &loaded.entry {
         Entry::Pvh { .. } => pvh::write(ram, &info)?,

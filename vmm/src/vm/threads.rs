@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::affinity::{AffinityError, Plan};
 use crate::memory::Ram;
 use crate::trace::Recorder;
 use crate::vcpu::counts::ExitCounts;
@@ -48,8 +49,21 @@ pub struct Shared<'a> {
     pub outcomes: Sender<Outcome>,
     /// Becomes readable when they do.
     pub outcome_evt: EventFd,
+    /// Where they run.
+    pub placement: Arc<Plan>,
     /// What records them.
     pub recorder: Option<&'a Recorder>,
+}
+
+/// Why not all threads could be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The host refuses a thread.
+    #[error("can't start a vCPU thread: {0}")]
+    Thread(#[from] io::Error),
+    /// Or its place.
+    #[error(transparent)]
+    Affinity(#[from] AffinityError),
 }
 
 /// Running vCPUs; stopped when dropped.
@@ -59,10 +73,13 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Starts a thread for each vCPU. Signals to be handled elsewhere must be blocked already.
-    pub fn start(fds: Vec<VcpuFd>, shared: &Shared<'_>) -> io::Result<Self> {
+    /// Starts a thread for each vCPU. Signals to be handled elsewhere must be blocked already. The first vCPU, which alone
+    /// runs anything before it is told to by another, comes last: no guest instruction runs before every thread has its
+    /// place on the host.
+    pub fn start(fds: Vec<VcpuFd>, shared: &Shared<'_>) -> Result<Self, StartError> {
         let mut threads = Self::default();
-        for (id, fd) in (0u32..).zip(fds) {
+        for (index, fd) in fds.into_iter().enumerate().rev() {
+            let id = index as u32;
             let (commands, receiver) = channel();
             let counts = Arc::new(ExitCounts::default());
             let vcpu = Vcpu {
@@ -76,19 +93,27 @@ impl Threads {
                 tracer: shared.recorder.map(|recorder| recorder.tracer(id)),
             };
             let (outcomes, evt) = (shared.outcomes.clone(), shared.outcome_evt.try_clone()?);
+            let placement = shared.placement.clone();
             let (tell_tid, tid) = channel();
             let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
+                let seated = placement.take_seat(id);
+                let goes_on = seated.is_ok();
                 // The receiver waits for it, below.
-                let _ = tell_tid.send(rustix::thread::gettid().as_raw_nonzero().get());
+                let _ = tell_tid.send(seated.map(|()| rustix::thread::gettid().as_raw_nonzero().get()));
+                if !goes_on {
+                    return;
+                }
                 // A panic is a defect of ours, which must end the VM and not leave it waiting. (The hook has told it.)
                 let outcome = catch_unwind(AssertUnwindSafe(|| vcpu.run())).unwrap_or(Outcome::Stopped);
                 // The receiver may have gone already, when the VM is being torn down.
                 let _ = outcomes.send(outcome);
                 let _ = evt.write(1);
             })?;
-            let tid = tid.recv().map_err(|_| io::Error::other("a vCPU thread ended at once"))?;
+            let tid = tid.recv().map_err(|_| io::Error::other("a vCPU thread ended at once"))??;
+            log::info!("vCPU {id} is host thread {tid}");
             threads.vcpus.push(VcpuThread { thread, commands, counts, tid });
         }
+        threads.vcpus.reverse();
         Ok(threads)
     }
 

@@ -160,8 +160,8 @@ fn instructions(kvm: &Kvm) -> Result<Line, ProbeError> {
     Ok(Line::new("ring 0 instructions", status, detail.join("; ")))
 }
 
-/// Sets a leaf that no host has, and looks which ring sees it.
-fn cpuid(kvm: &Kvm) -> Result<Line, ProbeError> {
+/// Sets a leaf that no host has, and looks whether ring 0 and ring 3 see it.
+pub fn rings_that_see_our_cpuid(kvm: &Kvm) -> Result<[bool; 2], ProbeError> {
     const LEAF: u32 = 0x4000_0000;
     const SIGNATURE: u32 = 0x1234_5678;
     let mut guest = TinyGuest::with_cpuid(kvm, Config::default(), |cpuid| {
@@ -174,9 +174,16 @@ fn cpuid(kvm: &Kvm) -> Result<Line, ProbeError> {
         guest.complete("cpuid", Snippet::Cpuid, ring, u64::from(LEAF), LIMIT)?;
         *sees = guest.result(slot::OUT + 1) as u32 == SIGNATURE;
     }
-    let (status, detail) = match sees {
+    Ok(sees)
+}
+
+fn cpuid(kvm: &Kvm) -> Result<Line, ProbeError> {
+    let (status, detail) = match rings_that_see_our_cpuid(kvm)? {
         [true, true] => (Status::Ok, "what the VMM sets"),
-        [true, false] => (Status::Quirk, "the host's own; ring 0 sees what the VMM sets"),
+        [true, false] => (
+            Status::Quirk,
+            "the host's own; ring 0 sees what the VMM sets: programs find --topology in /proc and /sys, --cpu hides nothing",
+        ),
         [false, _] => (Status::No, "ring 0 doesn't see what the VMM sets"),
     };
     Ok(Line::new("CPUID in ring 3", status, detail))
