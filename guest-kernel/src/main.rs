@@ -69,6 +69,7 @@ extern "C" fn second_stage() -> ! {
     sched::init();
     time::wall::init();
     let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();
+    cpu::topology::init(info.rsdp, &madt.apic_ids);
     if let Some(base) = madt.io_apic {
         arch::ioapic::set_base(base);
     }

@@ -1,4 +1,4 @@
-//! The ACPI tables that the kernel needs: RSDP to MADT, for the CPUs and the I/O APIC.
+//! The ACPI tables that the kernel needs: MADT for the CPUs and the I/O APIC; others by signature ([`find`]).
 //!
 //! Hostile or broken tables give fewer CPUs, never a fault: every length is checked against what was read.
 //! Source: ACPI 6.5, 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.12 (MADT).
@@ -22,7 +22,8 @@ pub struct Madt {
     pub io_apic: Option<u64>,
 }
 
-fn u32_at(b: &[u8], at: usize) -> Option<u32> {
+/// A little-endian word of a table.
+pub fn u32_at(b: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(b.get(at..at + 4)?.try_into().ok()?))
 }
 
@@ -50,6 +51,11 @@ fn find_rsdp(hint: u64) -> Option<Vec<u8>> {
 
 /// Reads the MADT.
 pub fn madt(rsdp: u64) -> Option<Madt> {
+    parse(&find(rsdp, b"APIC")?)
+}
+
+/// The first table with this signature. Only while the boot CPU is the only one.
+pub fn find(rsdp: u64, signature: &[u8; 4]) -> Option<Vec<u8>> {
     let rsdp = find_rsdp(rsdp)?;
     let (root, width) = match rsdp[15] {
         0 | 1 => (u64::from(u32_at(&rsdp, 16)?), 4),
@@ -60,10 +66,10 @@ pub fn madt(rsdp: u64) -> Option<Madt> {
         .chunks_exact(width)
         .map(|e| if width == 4 { u32_at(e, 0).map_or(0, u64::from) } else { u64_at(e, 0).unwrap_or(0) });
     for at in tables {
-        if at == 0 || at >= 4 << 30 || read::<[u8; 4]>(at) != *b"APIC" {
+        if at == 0 || at >= 4 << 30 || read::<[u8; 4]>(at) != *signature {
             continue;
         }
-        return parse(&table(at)?);
+        return table(at);
     }
     None
 }

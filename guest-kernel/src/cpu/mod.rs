@@ -5,6 +5,7 @@
 //! in it that others may touch is atomic or locked.
 
 pub mod bring_up;
+pub mod topology;
 pub mod view;
 
 use core::arch::asm;

@@ -2,7 +2,8 @@
 //!
 //! From the outside in: `dispatch` takes system calls and hands them to `calls`; `context` holds a process's descriptors, `open_file`
 //! what they refer to (`locks` their locks), `inode` and `path` what has a name. File systems: `memfs` (the archive and tmpfs, one tree),
-//! `proc`. Other files: `pipe`, `socket_pair`, `eventfd`, `signalfd`, `pidfd`, `epoll`, `tty`, `console_file`, `dev`.
+//! `proc`, with `sys` for what /sys says of CPUs and nodes. Other files: `pipe`, `socket_pair`, `eventfd`, `signalfd`, `pidfd`,
+//! `epoll`, `tty`, `console_file`, `dev`.
 //!
 //! Lock order in this folder (left to right): a file's position -> tree (`memfs::RENAME`) -> a file's `order` or a pipe's ring ->
 //! user memory (which may fault) -> spin locks, which are leaves but for the order given in `epoll`.
@@ -27,6 +28,7 @@ mod poll;
 mod proc;
 mod signalfd;
 mod socket_pair;
+mod sys;
 mod tty;
 
 use alloc::sync::Arc;

@@ -3,10 +3,12 @@
 //! Nodes are made by look-ups and hold no state but their name: a directory is described by a static table, or by a process's
 //! number. Opening a file makes nothing; reading it from the start makes its text anew.
 
+mod cpuinfo;
 mod process;
 mod sched;
 mod system;
 
+use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
@@ -16,6 +18,7 @@ use super::inode::{Caller, DirEntry, Inode, Metadata, device, mode};
 use super::io::IoCursor;
 use super::memfs::DirFile;
 use super::open_file::{File, FileRef, Flags, OpenFile};
+use super::sys;
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::{Process, find, for_each};
 use crate::sync::Mutex;
@@ -58,6 +61,8 @@ enum What {
     Text(fn(&mut Out)),
     /// A link with a fixed text.
     Link(&'static str),
+    /// CPUs and nodes.
+    Sys(sys::Entry),
 }
 
 /// What a node is.
@@ -103,13 +108,16 @@ impl Node {
 
     fn st_mode(&self) -> u32 {
         match self.kind {
-            Kind::Fixed(What::Dir(_)) | Kind::ProcRoot | Kind::Process(_) | Kind::Thread(..) | Kind::Threads(_) => {
-                mode::DIR | 0o555
-            }
+            Kind::Fixed(What::Dir(_) | What::Sys(sys::Entry::Dir(_)))
+            | Kind::ProcRoot
+            | Kind::Process(_)
+            | Kind::Thread(..)
+            | Kind::Threads(_) => mode::DIR | 0o555,
             Kind::Descriptors(_) => mode::DIR | 0o500,
-            Kind::Fixed(What::Link(_)) | Kind::SelfLink(_) | Kind::Descriptor(..) | Kind::Jump(..) => {
-                mode::LINK | 0o777
-            }
+            Kind::Fixed(What::Link(_) | What::Sys(sys::Entry::ToNode(_) | sys::Entry::ToCpu(_)))
+            | Kind::SelfLink(_)
+            | Kind::Descriptor(..)
+            | Kind::Jump(..) => mode::LINK | 0o777,
             Kind::Fixed(_) | Kind::Text(..) => mode::FILE | 0o444,
         }
     }
@@ -119,6 +127,8 @@ impl Node {
         let mut out = Out(Vec::new());
         match self.kind {
             Kind::Fixed(What::Text(make)) => make(&mut out),
+            // Writing to memory can't fail.
+            Kind::Fixed(What::Sys(entry)) => drop(sys::text(entry, &mut out)),
             Kind::Text(pid, tid, make) => {
                 let p = find(pid).ok_or(Errno::ESRCH)?;
                 make(&p, tid, &mut out);
@@ -238,9 +248,13 @@ impl Inode for Node {
         if !self.is_dir() {
             return Err(Errno::ENOTDIR);
         }
-        let kind = match parse_number(name) {
-            Some(n) => self.number_kind(n),
-            None => self.named().into_iter().find(|(n, _)| n.as_bytes() == name).map(|(_, k)| k),
+        let kind = match (self.kind, parse_number(name)) {
+            (Kind::Fixed(What::Sys(sys::Entry::Dir(dir))), _) => {
+                let found = core::str::from_utf8(name).ok().and_then(|name| sys::find(dir, name));
+                found.map(|entry| Kind::Fixed(What::Sys(entry)))
+            }
+            (_, Some(n)) => self.number_kind(n),
+            (_, None) => self.named().into_iter().find(|(n, _)| n.as_bytes() == name).map(|(_, k)| k),
         };
         self.child(name, kind.ok_or(Errno::ENOENT)?)
     }
@@ -267,12 +281,16 @@ impl Inode for Node {
             }
         }
         self.named().into_iter().for_each(|(name, kind)| add(name.as_bytes(), kind));
+        if let Kind::Fixed(What::Sys(sys::Entry::Dir(dir))) = self.kind {
+            sys::list(dir).into_iter().for_each(|(name, entry)| add(name.as_bytes(), Kind::Fixed(What::Sys(entry))));
+        }
         Ok(all)
     }
 
     fn read_link(&self, caller: Caller<'_>) -> Result<Vec<u8>, Errno> {
         match self.kind {
             Kind::Fixed(What::Link(text)) => Ok(text.as_bytes().to_vec()),
+            Kind::Fixed(What::Sys(entry)) => sys::target(entry).map(String::into_bytes).ok_or(Errno::EINVAL),
             Kind::SelfLink(thread) => {
                 let pid = caller.0.map(|p| p.pid).ok_or(Errno::ENOENT)?;
                 let tid = process::own_tid().unwrap_or(pid);

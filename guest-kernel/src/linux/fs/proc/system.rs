@@ -5,9 +5,9 @@ use core::sync::atomic::Ordering;
 
 use super::process::line;
 use super::{Item, Out, What};
-use crate::arch::instr::cpuid;
 use crate::boot::cmdline;
 use crate::cpu;
+use crate::linux::fs::sys::{Dir, Entry};
 use crate::linux::process::identity::{RELEASE, VERSION};
 use crate::linux::process::{for_each, times};
 use crate::linux::random;
@@ -34,7 +34,7 @@ pub const PROC: &[Item] = &[
         });
         out.push_str("\n");
     }),
-    text("cpuinfo", cpuinfo),
+    text("cpuinfo", super::cpuinfo::cpuinfo),
     text("filesystems", |out| out.push_str("nodev\ttmpfs\nnodev\tproc\nnodev\tsysfs\n")),
     text("loadavg", loadavg),
     text("meminfo", meminfo),
@@ -97,15 +97,10 @@ pub const SYS: &[Item] = &[
         "devices",
         &[dir(
             "system",
-            &[dir(
-                "cpu",
-                &[
-                    text("online", cpu_list),
-                    text("possible", cpu_list),
-                    text("present", cpu_list),
-                    text("kernel_max", |out| line(out, format_args!("{}", cpu::MAX_CPUS - 1))),
-                ],
-            )],
+            &[
+                Item { name: "cpu", what: What::Sys(Entry::Dir(Dir::Cpus)) },
+                Item { name: "node", what: What::Sys(Entry::Dir(Dir::Nodes)) },
+            ],
         )],
     ),
     dir(
@@ -143,10 +138,6 @@ impl fmt::Display for CpuList {
     }
 }
 
-fn cpu_list(out: &mut Out) {
-    line(out, format_args!("{}", CpuList(cpu_mask())));
-}
-
 fn uuid(out: &mut Out) {
     let mut b = [0; 16];
     random::fill(&mut b);
@@ -158,120 +149,6 @@ fn uuid(out: &mut Out) {
         let _ = write!(out, "{byte:02x}");
     }
     out.push_str("\n");
-}
-
-/// CPUID leaf 1 ECX, EDX and leaf 7 EBX: bit and name in /proc/cpuinfo. Linux arch/x86/include/asm/cpufeatures.h.
-const FLAGS_1_EDX: &[(u32, &str)] = &[
-    (0, "fpu"),
-    (4, "tsc"),
-    (5, "msr"),
-    (6, "pae"),
-    (8, "cx8"),
-    (9, "apic"),
-    (15, "cmov"),
-    (19, "clflush"),
-    (23, "mmx"),
-    (24, "fxsr"),
-    (25, "sse"),
-    (26, "sse2"),
-    (28, "ht"),
-];
-const FLAGS_1_ECX: &[(u32, &str)] = &[
-    (0, "pni"),
-    (1, "pclmulqdq"),
-    (9, "ssse3"),
-    (12, "fma"),
-    (13, "cx16"),
-    (19, "sse4_1"),
-    (20, "sse4_2"),
-    (21, "x2apic"),
-    (22, "movbe"),
-    (23, "popcnt"),
-    (25, "aes"),
-    (26, "xsave"),
-    (28, "avx"),
-    (29, "f16c"),
-    (30, "rdrand"),
-    (31, "hypervisor"),
-];
-const FLAGS_7_EBX: &[(u32, &str)] = &[
-    (0, "fsgsbase"),
-    (3, "bmi1"),
-    (5, "avx2"),
-    (7, "smep"),
-    (8, "bmi2"),
-    (9, "erms"),
-    (16, "avx512f"),
-    (17, "avx512dq"),
-    (18, "rdseed"),
-    (19, "adx"),
-    (20, "smap"),
-    (29, "sha_ni"),
-    (30, "avx512bw"),
-    (31, "avx512vl"),
-];
-
-/// What CPUID says, as text.
-fn words_of(registers: &[u32], out: &mut arrayvec::ArrayVec<u8, 48>) {
-    for r in registers {
-        for b in r.to_le_bytes() {
-            if b != 0 {
-                let _ = out.try_push(b);
-            }
-        }
-    }
-}
-
-fn cpuinfo(out: &mut Out) {
-    let (_, b, c, d) = cpuid(0, 0);
-    let (mut vendor, mut model_name) = (arrayvec::ArrayVec::new(), arrayvec::ArrayVec::new());
-    words_of(&[b, d, c], &mut vendor);
-    if cpuid(0x8000_0000, 0).0 >= 0x8000_0004 {
-        for leaf in 0x8000_0002..=0x8000_0004 {
-            let (a, b, c, d) = cpuid(leaf, 0);
-            words_of(&[a, b, c, d], &mut model_name);
-        }
-    }
-    let (a, _, ecx, edx) = cpuid(1, 0);
-    let ebx7 = if cpuid(0, 0).0 >= 7 { cpuid(7, 0).1 } else { 0 };
-    let base_family = a >> 8 & 15;
-    let family = if base_family == 15 { base_family + (a >> 20 & 255) } else { base_family };
-    let model = (a >> 4 & 15) | if base_family >= 6 { (a >> 16 & 15) << 4 } else { 0 };
-    let khz = time::tsc_khz().0;
-    let text = |b: &[u8]| alloc::string::String::from_utf8_lossy(b).trim().into();
-    let (vendor, model_name): (alloc::string::String, alloc::string::String) = (text(&vendor), text(&model_name));
-    let mut flags = alloc::string::String::new();
-    for (register, names) in [(edx, FLAGS_1_EDX), (ecx, FLAGS_1_ECX), (ebx7, FLAGS_7_EBX)] {
-        for (_, name) in names.iter().filter(|(bit, _)| register >> bit & 1 != 0) {
-            flags.push_str(if flags.is_empty() { "" } else { " " });
-            flags.push_str(name);
-        }
-    }
-    for c in cpu::all() {
-        line(
-            out,
-            format_args!("processor\t: {}\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}", c.id.0),
-        );
-        line(out, format_args!("model name\t: {model_name}\nstepping\t: {}", a & 15));
-        line(out, format_args!("cpu MHz\t\t: {}.{:03}", khz / 1000, khz % 1000));
-        line(
-            out,
-            format_args!(
-                "physical id\t: 0\nsiblings\t: {n}\ncore id\t\t: {}\ncpu cores\t: {n}",
-                c.id.0,
-                n = cpu::count()
-            ),
-        );
-        line(out, format_args!("apicid\t\t: {}\nfpu\t\t: yes\nflags\t\t: {flags}", c.apic_id()));
-        line(
-            out,
-            format_args!(
-                "bogomips\t: {}.{:02}\naddress sizes\t: 46 bits physical, 48 bits virtual\n",
-                khz / 500,
-                khz / 5 % 100
-            ),
-        );
-    }
 }
 
 /// Hundredths of a second that a CPU has idled, its present sleep not counted.
