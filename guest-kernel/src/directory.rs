@@ -27,7 +27,7 @@ pub fn publish() {
     if entries.is_empty() {
         return;
     }
-    match write(&entries, instr::rdtsc()) {
+    match write(&entries, crate::time::tsc()) {
         // SAFETY: the directory port; without such a device the write goes nowhere. Page numbers fit, since RAM ends below
         // 2^44.
         Ok(page) => unsafe { instr::outl(PORT, (page.0 / PAGE_SIZE) as u32) },

@@ -13,6 +13,7 @@ extern crate alloc;
 
 mod arch;
 mod boot;
+mod chaos;
 mod console;
 mod cpu;
 mod crash;
@@ -65,10 +66,11 @@ fn kernel_map_protect() -> Result<(), mm::frame::OutOfMemory> {
 extern "C" fn second_stage() -> ! {
     let Some(info) = BOOT.get() else { panic!("boot information lost") };
     arch::fpu::init_this_cpu();
+    let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();
+    chaos::init(madt.apic_ids.len() <= 1);
     time::init(boot::cmdline::get("tsc_khz").and_then(|v| v.parse().ok()));
     sched::init();
     time::wall::init();
-    let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();
     cpu::topology::init(info.rsdp, &madt.apic_ids);
     if let Some(base) = madt.io_apic {
         arch::ioapic::set_base(base);
@@ -89,6 +91,7 @@ extern "C" fn second_stage() -> ! {
     task::listing::show();
     cpu::view::show();
     directory::publish();
+    chaos::start();
     #[cfg(feature = "selftest")]
     selftest::start();
     #[cfg(all(feature = "linux", not(feature = "selftest")))]

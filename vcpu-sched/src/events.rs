@@ -246,6 +246,8 @@ pub enum ChaosAction {
     Pause = 4,
     /// A ready task was moved to another allowed CPU.
     Migrate = 5,
+    /// Virtual time needed the real timer: from here on the run is not repeatable.
+    RealTimer = 6,
 }
 
 impl Record {

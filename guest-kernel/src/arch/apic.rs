@@ -133,6 +133,18 @@ pub fn arm_timer(tsc: u64) {
     write(TIMER_INITIAL, count as u64);
 }
 
+/// Arms the timer for about a second from now, whatever the kernel's time is counted in. Nothing depends on how long it is.
+pub fn arm_in_a_while() {
+    /// A second of a 3 GHz TSC.
+    const TICKS: u64 = 3_000_000_000;
+    if has(Features::TSC_DEADLINE) {
+        // SAFETY: as in `arm_timer`.
+        unsafe { wrmsr(IA32_TSC_DEADLINE, rdtsc().saturating_add(TICKS)) };
+    } else {
+        write(TIMER_INITIAL, time::apic_khz().saturating_mul(1000).clamp(1, 0xffff_ffff));
+    }
+}
+
 /// TSC frequency by the APIC timer's, for hosts that tell neither: 2 ms, and bounded in steps should the timer stand still.
 pub fn measure_tsc_khz(apic_khz: u64) -> u64 {
     let target = apic_khz * 2;

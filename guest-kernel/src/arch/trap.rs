@@ -9,6 +9,7 @@ use super::descriptors::vector;
 use super::features::{Features, has};
 use super::trap_entry::{TrapFrame, VECTOR_SYSCALL, lstar_page_address, syscall_address};
 use super::{apic, instr, user_copy};
+use crate::chaos::{self, Point};
 use crate::cpu;
 use crate::mm::layout::{USER_END, task_slot};
 use crate::mm::{fault, shootdown};
@@ -59,6 +60,7 @@ extern "C" fn trap_from_user(frame: &mut TrapFrame) {
             } else {
                 instr::sti();
                 trace::fault(addr, frame.rip, frame.error);
+                chaos::point(Point::Fault);
                 if let Err(e) = fault::handle(addr, frame.error) {
                     exception(frame, UserFault::Page(addr, e, fault::access_of(frame.error)));
                 }
@@ -95,10 +97,12 @@ extern "C" fn syscall_from_user(frame: &mut TrapFrame) -> bool {
 fn system_call(frame: &mut TrapFrame) {
     instr::sti();
     cpu::this().stats.syscalls.fetch_add(1, Ordering::Relaxed);
+    chaos::point(Point::SyscallEnter);
     match current().user() {
         Some(user) => user.syscall(frame),
         None => panic!("system call of a kernel task"),
     }
+    chaos::point(Point::SyscallExit);
 }
 
 fn exception(frame: &mut TrapFrame, fault: UserFault) {
@@ -183,7 +187,12 @@ fn interrupt(v: u8) {
     match v {
         vector::TIMER => {
             apic::end_of_interrupt();
-            time::timer::interrupt(me);
+            if chaos::clock::on() {
+                chaos::clock::quietly(|| chaos::clock::watch(me));
+            } else {
+                chaos::send_held();
+                time::timer::interrupt(me);
+            }
         }
         vector::IPI_RESCHEDULE => {
             apic::end_of_interrupt();
@@ -200,7 +209,7 @@ fn interrupt(v: u8) {
         vector::SPURIOUS => {}
         v if (vector::GSI_BASE..vector::GSI_BASE + vector::GSI_COUNT).contains(&v) => {
             apic::end_of_interrupt();
-            crate::console::device_interrupt(v - vector::GSI_BASE);
+            chaos::clock::quietly(|| crate::console::device_interrupt(v - vector::GSI_BASE));
         }
         v => crate::warn!("unexpected interrupt vector {v:#x}"),
     }

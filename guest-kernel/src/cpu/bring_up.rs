@@ -101,7 +101,7 @@ fn init_this_cpu(cpu: &'static Cpu) {
     features::enable_on_this_cpu();
     apic::init_this_cpu();
     trap::init_syscall();
-    cpu.picked_at.store(instr::rdtsc(), Ordering::Relaxed);
+    cpu.picked_at.store(crate::time::tsc(), Ordering::Relaxed);
 }
 
 /// Turns the boot path of the first CPU into its idle task's context. The root must be left only by way of the idle task's

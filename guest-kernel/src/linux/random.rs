@@ -2,12 +2,13 @@
 //!
 //! Quality of the seed: RDRAND where ring 0 may execute it; else the jitter of TSC readings around instructions that leave
 //! the guest, the wall clock and the TSC itself, which are unguessable in practice but carry no proof. Where the programs
-//! need more than that, they bring their own.
+//! need more than that, they bring their own. In a repeatable run (`chaos`) the seed is that of the run.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arch::features::{Features, has};
 use crate::arch::instr;
+use crate::chaos;
 use crate::sync::SpinLock;
 use crate::time;
 
@@ -102,6 +103,12 @@ fn rdrand() -> u32 {
 
 fn seed() -> [u32; 8] {
     let mut key = [0; 8];
+    if chaos::clock::on() {
+        // A run that can be repeated: no secrets there.
+        let seed = chaos::seed();
+        (key[0], key[1]) = (seed as u32, (seed >> 32) as u32);
+        return key;
+    }
     let wall = time::wall::now().0;
     (key[0], key[1]) = (wall as u32, (wall >> 32) as u32);
     let hardware = instr::cpuid(1, 0).2 & 1 << 30 != 0 && !has(Features::SLOW_RING0);

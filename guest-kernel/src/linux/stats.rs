@@ -5,7 +5,6 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vcpu_sched::ids::CpuId;
 
 use super::names;
-use crate::arch::instr;
 use crate::boot::cmdline;
 use crate::cpu;
 use crate::log::report;
@@ -76,7 +75,7 @@ pub fn print() {
             v(&s.excursions)
         ));
     }
-    let now = instr::rdtsc();
+    let now = crate::time::tsc();
     for t in task::table::snapshot() {
         let (s, a) = (&t.stats, t.sched.accounting().snapshot());
         // The present slice isn't in the counter yet.

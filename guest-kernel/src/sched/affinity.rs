@@ -23,7 +23,6 @@ use vcpu_sched::task::state::State;
 
 use super::place::{self, Why};
 use super::{Queue, params, with_queue_of};
-use crate::arch::instr;
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
 use crate::task::{Task, TaskRef, current};
@@ -91,7 +90,7 @@ fn act(me: &Cpu, cpu: &Cpu, rq: &mut Queue, task: &Arc<Task>) -> Then {
     // sends it on when it picks it.
     let Some(queued) = rq.dequeue(&handle) else { return Then::Nothing };
     if place::is_tied(task) {
-        rq.enqueue(queued, EnqueueReason::Migrate, time::at_tsc(instr::rdtsc()));
+        rq.enqueue(queued, EnqueueReason::Migrate, time::at_tsc(time::tsc()));
         return Then::Nothing;
     }
     place::publish(cpu, rq);

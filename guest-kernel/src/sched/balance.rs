@@ -59,6 +59,13 @@ pub(super) fn spread(me: &Cpu) {
     }
 }
 
+/// Gives an ordinary task that waits here to another CPU, even or not. Own CPU, interrupts off, no run queue locked.
+pub fn give_away(me: &Cpu, to: CpuId) -> bool {
+    let Some(task) = take_for(to, me.id) else { return false };
+    place::enqueue_on(to, task, Why::Migrate(MigrateReason::Balance));
+    true
+}
+
 /// Publishes the highest real-time priority that waits in a queue, which is locked.
 #[inline(always)]
 pub(super) fn note_realtime(cpu: &Cpu, rq: &Queue) {

@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use crate::arch::instr;
+use crate::chaos;
 use crate::cpu;
 use crate::sched;
 use crate::trace;
@@ -21,8 +22,10 @@ pub fn run() -> ! {
             continue;
         }
         trace::halt(false, me.nr_running.load(Ordering::Relaxed));
-        instr::sti_hlt();
-        instr::cli();
+        if !chaos::clock::skip(me) {
+            instr::sti_hlt();
+            instr::cli();
+        }
         trace::halt(true, me.nr_running.load(Ordering::Relaxed));
         me.sleep.leave_idle();
         sched::yield_now();

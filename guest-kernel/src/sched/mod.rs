@@ -41,13 +41,15 @@ use vcpu_sched::task::state::{Action, Event};
 
 use crate::arch::{apic, descriptors::vector, fpu, instr};
 use crate::boot::cmdline;
+use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
 use crate::task::{self, Task, TaskRef, current};
 
 pub use affinity::set_affinity;
+pub use balance::give_away;
 pub use params::set_params;
-pub use place::wake;
+pub use place::{send, wake};
 pub use tick::{rearm, timer};
 
 /// One CPU's tasks.
@@ -125,6 +127,7 @@ pub fn yield_now() {
 /// Leaves the CPU if [`Event::Block`] still stands; see `sync::wait_queue` for the protocol.
 #[inline]
 pub fn block() {
+    chaos::point(Point::Block);
     yield_now();
 }
 
@@ -138,7 +141,19 @@ pub fn preempt_if_needed() {
 
 #[cold]
 fn preempt() {
+    preempt_now();
+}
+
+/// Takes the CPU from the current task, whatever the policy says. Where an interrupt could come; interrupts are off.
+pub fn preempt_now() {
     switch::reschedule(Event::Preempt);
+}
+
+/// Has the current task give way when it leaves the kernel. Own CPU, interrupts off, no run queue locked.
+pub fn preempt_soon(me: &Cpu) {
+    let _rq = me.run_queue.lock_irqs_off();
+    // Relaxed: the lock orders it.
+    me.need_resched.store(true, Ordering::Relaxed);
 }
 
 /// Ends the current task. Its ABI layer has let go of what it held.

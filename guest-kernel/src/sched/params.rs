@@ -14,7 +14,6 @@ use vcpu_sched::params::{Class, DeadlineParams, SchedParams};
 use vcpu_sched::policy::deadline::{Budget, Overcommitted, choose_cpu};
 
 use super::{Queue, affinity, place, tick, with_queue_of};
-use crate::arch::instr;
 use crate::cpu::{self, Cpu, MAX_CPUS};
 use crate::sync::SpinLock;
 use crate::task::{Task, table};
@@ -116,7 +115,7 @@ fn rehome(
 
 /// With the run queue locked that the task is in, runs on or has left. The CPU that needs an interrupt.
 fn apply(me: &Cpu, cpu: &Cpu, rq: &mut Queue, task: &Arc<Task>) -> Option<CpuId> {
-    let tsc = instr::rdtsc();
+    let tsc = time::tsc();
     // SAFETY: `task` is an Arc that outlives the handle.
     let handle = unsafe { place::borrowed(Arc::as_ptr(task)) };
     let resched = rq.apply_params(&handle, time::at_tsc(tsc));

@@ -24,7 +24,8 @@ use vcpu_sched::task::state::{Action, Event};
 use vcpu_sched::topology::Topology;
 
 use super::{Queue, balance, tick};
-use crate::arch::{apic, descriptors::vector, fpu, instr};
+use crate::arch::{apic, descriptors::vector, fpu};
+use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
 use crate::task::{Task, TaskRef, current};
@@ -104,7 +105,9 @@ impl Why {
 /// Makes a blocked task ready. Costs nothing if it isn't blocked. Returns whether this call did it.
 pub fn wake(task: &Arc<Task>) -> bool {
     if matches!(task.state.apply(Event::Wake), Ok(Action::Enqueue)) {
+        chaos::point(Point::WakeBefore);
         place(TaskRef(task.clone()), Why::Wake);
+        chaos::point(Point::WakeAfter);
         return true;
     }
     false
@@ -168,7 +171,7 @@ pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
     let allowed = task.affinity_word.load(Ordering::Relaxed);
     let (kick, waits) = {
         let mut rq = cpu.run_queue.lock_irqs_off();
-        let now = time::at_tsc(instr::rdtsc());
+        let now = time::at_tsc(time::tsc());
         let from = note_cpu(&task, target);
         // SAFETY: the queue holds the task for as long as it is locked.
         let queued = unsafe { borrowed(Arc::as_ptr(&task.0)) };
@@ -229,7 +232,7 @@ fn tell(me: &Cpu, cpu: &Cpu, rq: &mut Queue, queued: &TaskRef, now: Nanos) -> bo
     let Some(running) = &running else { return false };
     let look = tick::next_look(cpu, rq, Some(running));
     if cpu.id == me.id {
-        me.timers.arm_slice(look, instr::rdtsc());
+        me.timers.arm_slice(look, time::tsc());
         return false;
     }
     // It may run without a timer, or with a later one: only it can arm its own.
@@ -251,6 +254,13 @@ pub(super) fn request(me: &Cpu, cpu: &Cpu, busy: bool) -> bool {
 
 /// Sends a CPU the interrupt that makes it look.
 pub(super) fn kick_now(cpu: &Cpu) {
+    if !chaos::holds_back(cpu) {
+        send(cpu);
+    }
+}
+
+/// See [`kick_now`]; not to be delayed.
+pub fn send(cpu: &Cpu) {
     trace::ipi_sent(cpu.id, vector::IPI_RESCHEDULE);
     apic::send_ipi(cpu.apic_id(), vector::IPI_RESCHEDULE);
 }

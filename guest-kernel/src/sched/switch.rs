@@ -16,6 +16,7 @@ use vcpu_sched::task::state::{Action, Event, State};
 use super::place::{self, Why};
 use super::{Queue, balance, load_fs_base, tick};
 use crate::arch::{fpu, instr, switch};
+use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu};
 use crate::mm::layout::CPU_SLOT;
 use crate::mm::page_table::Entry;
@@ -46,7 +47,7 @@ pub(super) fn reschedule(event: Event) {
     let mut rq = me.run_queue.lock_irqs_off();
     // Relaxed: the lock orders it, see the module's text.
     me.need_resched.store(false, Ordering::Relaxed);
-    let tsc = instr::rdtsc();
+    let tsc = time::tsc();
     let now = time::at_tsc(tsc);
     add(&prev.stats.run_ticks, tsc.wrapping_sub(me.picked_at.load(Ordering::Relaxed)));
     let left =
@@ -287,6 +288,7 @@ fn finish_switch() {
             balance::push_realtime(me);
         }
     }
+    chaos::point(Point::Switch);
 }
 
 /// Drops the reference to the task that has left, or sends the task on.

@@ -7,7 +7,6 @@ use core::sync::atomic::Ordering;
 use vcpu_sched::ids::Nanos;
 
 use super::{Queue, balance, place};
-use crate::arch::instr;
 use crate::cpu::Cpu;
 use crate::task::TaskRef;
 use crate::time;
@@ -30,7 +29,7 @@ pub(super) fn next_look(cpu: &Cpu, rq: &Queue, running: Option<&TaskRef>) -> u64
 pub fn timer(me: &Cpu) {
     let over = {
         let mut rq = me.run_queue.lock_irqs_off();
-        let tsc = instr::rdtsc();
+        let tsc = time::tsc();
         me.timers.arm_slice(u64::MAX, tsc);
         let over = ask(me, &mut rq, time::at_tsc(tsc));
         if over {
@@ -62,6 +61,6 @@ pub fn rearm(me: &Cpu) {
     let rq = me.run_queue.lock_irqs_off();
     if !me.need_resched.load(Ordering::Relaxed) {
         let running = place::running(me, &rq);
-        me.timers.arm_slice(next_look(me, &rq, running.as_deref()), instr::rdtsc());
+        me.timers.arm_slice(next_look(me, &rq, running.as_deref()), time::tsc());
     }
 }

@@ -1,4 +1,4 @@
-//! The spin lock. Every other module may use it; it depends on nothing but the interrupt flag.
+//! The spin lock. Every other module may use it; it depends on nothing but the interrupt flag (and is a place for chaos).
 //!
 //! Invariant: while a guard lives, interrupts are off on the holder's CPU and no other CPU holds the same lock.
 
@@ -7,6 +7,7 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arch::instr;
+use crate::chaos::{self, Point};
 
 /// Interrupts off from creation to drop; nests.
 pub struct IrqGuard {
@@ -32,6 +33,7 @@ impl Drop for IrqGuard {
     fn drop(&mut self) {
         if self.were_on {
             instr::sti();
+            chaos::point(Point::InterruptsOn);
         }
     }
 }

@@ -75,6 +75,14 @@ pub fn find(id: TaskId) -> Option<Arc<Task>> {
     TASKS.lock().by_id.get(&id.0).map(|(task, _)| task.clone())
 }
 
+/// Some task, by a random number; none if the list is in use. From any context.
+pub fn random(number: u32) -> Option<Arc<Task>> {
+    let tasks = TASKS.try_lock()?;
+    let from = number % NEXT.load(Ordering::Relaxed).max(1);
+    let found = tasks.by_id.range(from..).next().or_else(|| tasks.by_id.first_key_value());
+    found.map(|(_, (task, _))| task.clone())
+}
+
 /// All tasks, for reports.
 pub fn snapshot() -> Vec<Arc<Task>> {
     TASKS.lock().by_id.values().map(|(task, _)| task.clone()).collect()

@@ -1,7 +1,7 @@
 //! Time: the TSC as nanoseconds since boot, the wall clock, and timers.
 //!
 //! The TSC frequency comes from CPUID (0x15, 0x40000010), else from the command line, else from a bounded comparison with the
-//! local APIC timer; never from a loop that can hang.
+//! local APIC timer; never from a loop that can hang. With `chaos` on one CPU, virtual time takes the TSC's place ([`tsc`]).
 
 pub mod timer;
 pub mod wall;
@@ -12,6 +12,7 @@ use vcpu_sched::clock::TscScale;
 use vcpu_sched::ids::{Khz, Nanos};
 
 use crate::arch::instr::{cpuid, rdtsc};
+use crate::chaos;
 use crate::sync::BootCell;
 
 struct Clock {
@@ -56,7 +57,10 @@ pub fn init(cmdline_tsc_khz: Option<u32>) {
             tsc_khz = u64::from(crystal) * u64::from(num) / u64::from(den) / 1000;
         }
     }
-    let source = if tsc_khz != 0 {
+    let source = if chaos::clock::on() {
+        tsc_khz = u64::from(chaos::clock::KHZ);
+        "chaos, virtual"
+    } else if tsc_khz != 0 {
         "CPUID"
     } else if let Some(khz) = cmdline_tsc_khz {
         tsc_khz = u64::from(khz);
@@ -68,7 +72,7 @@ pub fn init(cmdline_tsc_khz: Option<u32>) {
     APIC_KHZ.store(apic_khz, Ordering::Relaxed);
     let khz = Khz(tsc_khz.clamp(1, u64::from(u32::MAX)) as u32);
     if let Some(scale) = TscScale::from_khz(khz) {
-        let boot_tsc = rdtsc();
+        let boot_tsc = tsc();
         CLOCK.set(Clock { scale, khz, boot_tsc });
         let factor = (1_000_000_u128 << FAST_SHIFT) / u128::from(khz.0);
         // Relaxed: the boot CPU alone; others start later.
@@ -80,10 +84,16 @@ pub fn init(cmdline_tsc_khz: Option<u32>) {
     crate::info!("TSC {} kHz by {source}, APIC timer {apic_khz} kHz", khz.0);
 }
 
+/// What the kernel's time is counted in: the TSC, or virtual time (see [`chaos::clock`]).
+#[inline(always)]
+pub fn tsc() -> u64 {
+    if chaos::clock::on() { chaos::clock::now() } else { rdtsc() }
+}
+
 /// Monotonic time since boot.
 #[inline]
 pub fn now() -> Nanos {
-    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(rdtsc().wrapping_sub(c.boot_tsc)))
+    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(tsc().wrapping_sub(c.boot_tsc)))
 }
 
 /// Monotonic time at a TSC reading of this machine, for the scheduler: never more than two nanoseconds from what [`now`] would

@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use vcpu_sched::ids::{CpuId, Nanos};
 use vcpu_sched::timer::{TimerId, TimerQueue};
 
-use crate::arch::{apic, instr};
+use crate::arch::apic;
+use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu};
 use crate::sched;
 use crate::sync::{IrqGuard, SpinLock};
@@ -64,10 +65,11 @@ pub fn call_at(deadline: Nanos, target: Arc<dyn TimerTarget>) -> TimerHandle {
 }
 
 fn arm(deadline: Nanos, action: Action) -> TimerHandle {
+    chaos::point(Point::TimerArm);
     let _irq = IrqGuard::new();
     let me = cpu::this();
     let id = me.timers.queue.lock().arm(deadline, action);
-    me.timers.program(super::tsc_at(deadline), instr::rdtsc());
+    me.timers.program(super::tsc_at(deadline), super::tsc());
     TimerHandle { cpu: me.id, id }
 }
 
@@ -101,11 +103,27 @@ impl CpuTimers {
     #[inline]
     fn program(&self, tsc: u64, now: u64) {
         let programmed = self.programmed.load(Ordering::Relaxed);
+        if chaos::clock::on() {
+            // Nothing gets lost there, and what is due stays due until somebody looks.
+            self.programmed.store(programmed.min(tsc), Ordering::Relaxed);
+            return;
+        }
         // The second: that interrupt is pending, or lost.
         if tsc < programmed || programmed < now {
             self.programmed.store(tsc, Ordering::Relaxed);
             apic::arm_timer(tsc);
         }
+    }
+
+    /// TSC value at which the timer fires; `u64::MAX`: not at all.
+    pub fn armed_for(&self) -> u64 {
+        self.programmed.load(Ordering::Relaxed)
+    }
+
+    /// Has the timer fire within `delay`, whatever else is armed. Own CPU, interrupts off.
+    pub fn fire_within(&self, delay: Nanos) {
+        let now = super::tsc();
+        self.program(now.saturating_add(super::ticks(delay)), now);
     }
 }
 
@@ -125,7 +143,7 @@ pub fn interrupt(me: &Cpu) {
             Action::Call(target) => target.fire(),
         }
     }
-    let tsc = instr::rdtsc();
+    let tsc = super::tsc();
     // Early (a hardware timer that can't count as far, a timer that was cancelled): what is left is armed again.
     let slice_end = timers.slice_end();
     if slice_end <= tsc {

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use vcpu_sched::ids::Nanos;
 
 use crate::arch::instr::{cpuid, inb, outb, wrmsr};
+use crate::chaos::clock;
 use crate::mm::frame;
 
 /// Nanoseconds since 1970 at monotonic time 0.
@@ -19,6 +20,10 @@ const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 /// Finds the offset. Boot CPU.
 pub fn init() {
     let now = super::now();
+    if clock::on() {
+        OFFSET.store(clock::WALL_OFFSET, Ordering::Relaxed);
+        return;
+    }
     let since_epoch = kvm_boot_time().or_else(cmos_time).unwrap_or(0);
     OFFSET.store(since_epoch.saturating_sub(now.0), Ordering::Relaxed);
 }

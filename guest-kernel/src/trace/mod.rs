@@ -9,7 +9,7 @@ mod ring;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use vcpu_sched::events::{Kind, MigrateReason, Record, Side, WaitReason, flag};
+use vcpu_sched::events::{ChaosAction, Kind, MigrateReason, Record, Side, WaitReason, flag};
 use vcpu_sched::ids::{CpuId, TaskId};
 
 use crate::task::current;
@@ -179,4 +179,10 @@ pub fn params(task: TaskId, class: ClassTag, nice: i8, slice: u64) {
 #[inline(always)]
 pub fn halt(resumed: bool, queued: u32) {
     own(Kind::Halt, u8::from(resumed), u64::from(queued), 0);
+}
+
+/// A chaos point did something.
+#[inline(always)]
+pub fn chaos(point: u32, action: ChaosAction, random: u64) {
+    own(Kind::Chaos, 0, u64::from(point) | (action as u64) << 32, random);
 }

@@ -111,7 +111,7 @@ pub(super) fn put(word: u64, a: u64, b: u64) {
     if head == cpu.trace.limit.load(Ordering::Relaxed) && !make_room(cpu, ring, head) {
         return;
     }
-    ring.push(head, [instr::rdtsc(), word, a, b]);
+    ring.push(head, [time::tsc(), word, a, b]);
 }
 
 /// The ring is full as far as we know. Has it emptied by the host, or counts the record as lost. Interrupts are off.
@@ -207,7 +207,7 @@ fn install(cpu: &'static Cpu, records: u32, mode: Mode) -> Result<(), OutOfMemor
     let flags = if mode == Mode::Ring { RingHeader::OVERWRITES } else { 0 };
     ring.word(RingHeader::CAPACITY).store(u64::from(records) | u64::from(flags) << 32, Ordering::Relaxed);
 
-    let tsc = instr::rdtsc();
+    let tsc = time::tsc();
     let head = |kind: Kind, task: TaskId, flags: u8| u64::from(task.0) | (kind as u64) << 48 | u64::from(flags) << 56;
     // SAFETY: set at bring-up; idle tasks live for ever.
     let idle = unsafe { &*cpu.idle.load(Ordering::Acquire) };

@@ -96,13 +96,14 @@ pub(super) fn wait_reason(why: u64) -> &'static str {
 
 /// What a chaos point did.
 pub(super) fn chaos_action(action: u8) -> &'static str {
-    use ChaosAction::{DelayIpi, Migrate, Pause, Preempt, SpuriousWake};
-    const NAMES: [(ChaosAction, &str); 5] = [
+    use ChaosAction::{DelayIpi, Migrate, Pause, Preempt, RealTimer, SpuriousWake};
+    const NAMES: [(ChaosAction, &str); 6] = [
         (Preempt, "preempt"),
         (SpuriousWake, "spurious_wake"),
         (DelayIpi, "delay_ipi"),
         (Pause, "pause"),
         (Migrate, "migrate"),
+        (RealTimer, "real_timer"),
     ];
     NAMES.iter().find(|(known, _)| *known as u8 == action).map_or("unknown", |(_, name)| name)
 }

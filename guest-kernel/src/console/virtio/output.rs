@@ -10,6 +10,7 @@ use vcpu_sched::events::WaitReason;
 
 use super::mmio::{DeviceError, Registers};
 use super::queue::{Piece, Queue, SIZE};
+use crate::chaos::clock;
 use crate::console::ConsoleError;
 use crate::mm::address_space::Access;
 use crate::mm::frame::{self, OutOfMemory};
@@ -212,7 +213,23 @@ impl Output {
         if notify {
             registers.notify(index);
         }
+        if clock::on() {
+            self.settle();
+        }
         Ok(())
+    }
+
+    /// Waits on the spot until the device has everything, so that nothing depends on when that is.
+    fn settle(&self) {
+        loop {
+            let mut s = self.state.lock();
+            s.reap();
+            if s.queue.room() == usize::from(SIZE) {
+                return;
+            }
+            drop(s);
+            core::hint::spin_loop();
+        }
     }
 
     /// The device has interrupted: somebody waits.

@@ -81,7 +81,7 @@ pub fn clock_ticks(tsc: u64) -> u64 {
 
 /// Ticks of the present slice of the running task.
 fn present_slice() -> u64 {
-    crate::arch::instr::rdtsc().wrapping_sub(cpu::this().picked_at.load(Ordering::Relaxed))
+    time::tsc().wrapping_sub(cpu::this().picked_at.load(Ordering::Relaxed))
 }
 
 fn task_ticks(task: &Task) -> u64 {
