@@ -1,8 +1,9 @@
 //! Leaving one task for the next. Entered by `sched` only, with interrupts off.
 //!
-//! `need_resched`: whoever wants another CPU to look again sets it with that CPU's run queue locked, and the head of
-//! [`reschedule`] clears it under the same lock, which it holds until it has picked. So a request either comes before the pick,
-//! which then takes into account what it was made for, or survives it.
+//! `need_resched`: whoever wants another CPU to look again sets it with that CPU's run queue locked. It is cleared under the same
+//! lock, at the head of [`reschedule`], and again when something was picked after the lock had been open in between. So a request
+//! either comes before the pick, which then takes into account what it was made for, or survives it; and none is left
+//! behind that nobody will look at, which would keep others from sending an interrupt.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -171,8 +172,16 @@ fn go_on(
         }
     };
     me.picked_time.store(now.0, Ordering::Relaxed);
+    let elsewhere = !(1 << me.id.0);
+    let mut offer = 0;
     if !settled {
         place::publish(me, &rq);
+        if !core::ptr::eq(next, idle) && me.need_resched.load(Ordering::Relaxed) {
+            // Asked while the lock was open, when we looked idle: perhaps to come for a task that waits elsewhere. We have
+            // found one of our own; another idle CPU shall look.
+            me.need_resched.store(false, Ordering::Relaxed);
+            offer = elsewhere;
+        }
     }
     let same = core::ptr::eq(next, prev);
     // SAFETY: `next` is held by the reference that just moved here.
@@ -182,6 +191,9 @@ fn go_on(
     }
     drop(rq);
     if same {
+        if offer != 0 {
+            place::call_idle(me, offer);
+        }
         if !was_idle && !left.queued {
             // It was woken while it was leaving: the waker's reference came on top of the one that it runs on.
             // SAFETY: `into_raw` above made it.
@@ -197,9 +209,11 @@ fn go_on(
     if !left.queued && me.forward.load(Ordering::Relaxed) {
         fpu::flush_live(me, prev);
     }
-    if left.queued && cpu::count() > 1 {
-        let elsewhere = prev.affinity_word.load(Ordering::Relaxed) & !(1 << me.id.0);
-        me.offer.store(elsewhere, Ordering::Relaxed);
+    if cpu::count() > 1 {
+        if left.queued {
+            offer |= prev.affinity_word.load(Ordering::Relaxed) & elsewhere;
+        }
+        me.offer.store(offer, Ordering::Relaxed);
     }
     switch_to(me, prev, next_task);
 }
