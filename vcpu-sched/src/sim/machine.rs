@@ -114,7 +114,7 @@ pub struct Machine<'w, S> {
     agenda: Agenda,
     pub(super) cpus: Vec<Cpu>,
     pub(super) online: CpuMask,
-    /// CPUs that have looked for work in vain.
+    /// CPUs that have found no work: all of them at the beginning.
     pub(super) idle: CpuMask,
     /// CPUs in whose queues real-time tasks wait.
     pub(super) realtime: CpuMask,
@@ -177,7 +177,7 @@ impl<'w, S: Sink> Machine<'w, S> {
             agenda: Agenda::new(count as usize + 1),
             cpus: (0..count).map(|cpu| Cpu::new(CpuId(cpu), config.policy)).collect(),
             online: CpuMask::full(count),
-            idle: CpuMask::empty(),
+            idle: CpuMask::full(count),
             realtime: CpuMask::empty(),
             waiting: 0,
             budgets: alloc::vec![Budget::new(); count as usize],
