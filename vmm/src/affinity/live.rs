@@ -5,8 +5,8 @@
 
 use std::io;
 
-use super::plan::pin;
-use super::{AffinityError, Who, sys};
+use super::plan::{pin, spread};
+use super::{AffinityError, Entry, Who, sys};
 use crate::config::text::IdSet;
 
 /// A vCPU's thread and where it shall run.
@@ -23,6 +23,9 @@ pub struct Change {
 /// Why nothing was changed, or what could not be taken back.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
+    /// The request names vCPUs wrongly.
+    #[error(transparent)]
+    Request(#[from] AffinityError),
     /// A change failed; all is as before.
     #[error("{0}; nothing was changed")]
     RolledBack(AffinityError),
@@ -38,6 +41,13 @@ pub enum LiveError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// The changes that `entries` ask of these threads, given in order of their vCPUs.
+pub fn changes(entries: &[Entry<IdSet>], tids: &[i32]) -> Result<Vec<Change>, AffinityError> {
+    let pins = spread("the request", entries, tids.len() as u32)?;
+    let threads = (0u32..).zip(tids).zip(pins);
+    Ok(threads.filter_map(|((vcpu, &tid), cpus)| Some(Change { vcpu, tid, cpus: cpus? })).collect())
 }
 
 /// Carries out all of `changes`. Returns what the host reads back, in the same order.

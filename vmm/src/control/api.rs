@@ -35,6 +35,31 @@ pub struct Vcpus {
     pub vcpus: Vec<Vcpu>,
 }
 
+/// What `PUT /v1/vcpus/{index}/affinity` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Affinity {
+    /// Host CPUs, as a list: `0-1,3`.
+    pub cpus: String,
+}
+
+/// What `PUT /v1/affinity` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pins {
+    /// As `taskvisor run --affinity` takes it: `0=0;1-2=1,3`.
+    pub pins: String,
+}
+
+/// A pin as the host reads it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Number of the vCPU.
+    pub index: u32,
+    /// Host CPUs that its thread may run on, as a list.
+    pub affinity: String,
+}
+
 /// One vCPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vcpu {

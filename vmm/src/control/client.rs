@@ -4,11 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Request, header};
+use hyper::{Method, Request, header};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -68,7 +69,7 @@ pub enum ClientError {
 pub struct Client {
     path: PathBuf,
     runtime: Runtime,
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
 }
 
 impl Client {
@@ -89,10 +90,20 @@ impl Client {
 
     /// `GET path`, parsed.
     pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, path, Bytes::new())
+    }
+
+    /// `PUT path` with a resource; the answer, parsed.
+    pub fn put<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        // Resources are plain data, of which no writer to memory fails.
+        self.ask(Method::PUT, path, serde_json::to_vec(body).unwrap_or_default().into())
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
         let (status, body) = {
             let Self { path: socket, runtime, sender } = self;
             runtime.block_on(async {
-                match tokio::time::timeout(PATIENCE, get(sender, path)).await {
+                match tokio::time::timeout(PATIENCE, request(sender, method, path, body)).await {
                     Ok(answer) => answer.map_err(|detail| broken(socket, &detail)),
                     Err(_) => Err(ClientError::Silent { path: socket.clone() }),
                 }
@@ -110,8 +121,17 @@ fn broken(path: &Path, detail: &str) -> ClientError {
     ClientError::Broken { path: path.to_owned(), detail: detail.to_owned() }
 }
 
-async fn get(sender: &mut SendRequest<Empty<Bytes>>, path: &str) -> Result<(hyper::StatusCode, Bytes), String> {
-    let request = Request::get(path).header(header::HOST, "taskvisor").body(Empty::new());
+async fn request(
+    sender: &mut SendRequest<Full<Bytes>>,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(hyper::StatusCode, Bytes), String> {
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "taskvisor");
+    if !body.is_empty() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::new(body));
     let request = request.map_err(|e| e.to_string())?;
     sender.ready().await.map_err(|e| e.to_string())?;
     let response = sender.send_request(request).await.map_err(|e| e.to_string())?;

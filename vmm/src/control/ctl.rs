@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::api::{Tasks, Vcpus, Vm};
+use super::api::{Pinned, Pins, Tasks, Vcpus, Vm};
 use super::client::{Client, ClientError};
 use crate::guestview::Task;
 
 /// What to ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
 pub enum Question {
     /// The machine as a whole
     Vm,
@@ -18,6 +18,11 @@ pub enum Question {
     Vcpus,
     /// The guest's tasks
     Tasks,
+    /// Move vCPU threads to other host CPUs, all of them or none, and show what the host reads back
+    Pin {
+        /// VCPUS=CPUS;..., as --affinity of run takes it
+        pins: String,
+    },
 }
 
 /// Asks, and gives the answer as text: a table, or JSON (for lists, the list alone).
@@ -35,6 +40,12 @@ pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, Clie
         Question::Tasks => {
             let tasks: Tasks = client.get("/v1/tasks")?;
             if json { pretty(&tasks.tasks) } else { tasks_table(&tasks) }
+        }
+        Question::Pin { pins } => {
+            let pinned: Vec<Pinned> = client.put("/v1/affinity", &Pins { pins })?;
+            let row = |pin: &Pinned| vec![pin.index.to_string(), pin.affinity.clone()];
+            let rows: Vec<_> = pinned.iter().map(row).collect();
+            if json { pretty(&pinned) } else { table(&[">VCPU", "AFFINITY"], &rows) }
         }
     })
 }

@@ -1,6 +1,6 @@
 //! What the control interface shows: the running machine, as seen from beside it.
 //!
-//! [`crate::vm`] makes one when the vCPUs have started. All of it is read from counters, the guest's memory and /proc; no
+//! [`crate::vm`] makes one when the vCPUs have started. What it shows is read from counters, the guest's memory and /proc; no
 //! vCPU is asked or interrupted.
 
 use std::fs;
@@ -11,7 +11,10 @@ use rustix::process::Pid;
 use rustix::thread::sched_getaffinity;
 use vcpu_sched::cpumask::CpuMask;
 
-use super::api::{Exits, TaskName, Tasks, Vcpu, Vcpus, Vm};
+use super::api::{Exits, Pinned, TaskName, Tasks, Vcpu, Vcpus, Vm};
+use crate::affinity::Entry;
+use crate::affinity::live::{self, LiveError};
+use crate::config::text::IdSet;
 use crate::guestview::{GuestViewError, Reader, Snapshot};
 use crate::vcpu::counts::{ExitCounts, Kind};
 
@@ -75,6 +78,13 @@ impl Machine {
     pub fn vcpus(&self) -> Vcpus {
         let snapshot = self.reader.snapshot().unwrap_or_default();
         Vcpus { time_ns: self.time_ns(), vcpus: self.vcpus.iter().map(|vcpu| show(vcpu, &snapshot)).collect() }
+    }
+
+    /// Moves vCPU threads: all that the entries name, or none.
+    pub fn pin(&self, entries: &[Entry<IdSet>]) -> Result<Vec<Pinned>, LiveError> {
+        let tids: Vec<i32> = self.vcpus.iter().map(|vcpu| vcpu.tid).collect();
+        let done = live::set_live(&live::changes(entries, &tids)?)?;
+        Ok(done.into_iter().map(|(index, cpus)| Pinned { index, affinity: cpus.to_string() }).collect())
     }
 
     /// All tasks.

@@ -105,6 +105,37 @@ fn answers_are_as_described() {
     assert_eq!(openapi["openapi"], "3.1.0");
 }
 
+#[test]
+fn a_pin_is_read_back_and_a_bad_one_changes_nothing() {
+    let served = serve();
+    let mut client = Client::connect(&served.path).unwrap();
+    let before: Vcpus = client.get("/v1/vcpus").unwrap();
+    let all = before.vcpus[0].affinity.clone().unwrap();
+    let first = all.split([',', '-']).next().unwrap().to_owned();
+    let pinned: Value = client.put("/v1/affinity", &json!({ "pins": format!("all={first}") })).unwrap();
+    assert_eq!(pinned, json!([{ "index": 0, "affinity": first }]));
+    check("Pinned", &pinned[0]);
+    let now: Vcpus = client.get("/v1/vcpus").unwrap();
+    assert_eq!(now.vcpus[0].affinity.as_ref(), Some(&first));
+    for (path, body, status) in [
+        ("/v1/affinity", json!({ "pins": "0=4000" }), 422),
+        ("/v1/affinity", json!({ "pins": "9=0" }), 422),
+        ("/v1/affinity", json!({ "pins": "0" }), 400),
+        ("/v1/affinity", json!({ "pin": "0=0" }), 400),
+        ("/v1/vcpus/0/affinity", json!({ "cpus": "4000" }), 422),
+        ("/v1/vcpus/7/affinity", json!({ "cpus": "0" }), 404),
+        ("/v1/vcpus/x/affinity", json!({ "cpus": "0" }), 400),
+    ] {
+        let Err(ClientError::Refused(problem)) = client.put::<Value>(path, &body) else { panic!("{path} {body}") };
+        assert_eq!(problem.status, status, "{path} {body}: {problem:?}");
+        check("Problem", &serde_json::to_value(&problem).unwrap());
+    }
+    let after: Vcpus = client.get("/v1/vcpus").unwrap();
+    assert_eq!(after.vcpus[0].affinity.as_ref(), Some(&first), "as before");
+    let back: Value = client.put("/v1/vcpus/0/affinity", &json!({ "cpus": all })).unwrap();
+    assert_eq!(back[0]["affinity"], json!(all));
+}
+
 /// What no guest without a kernel can show.
 #[test]
 fn resources_of_a_guest_are_as_described() {
