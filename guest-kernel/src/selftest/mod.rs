@@ -6,6 +6,7 @@
 mod crash;
 mod memory;
 mod policies;
+mod races;
 mod scheduling;
 mod shootdown;
 mod timing;
@@ -45,8 +46,8 @@ macro_rules! check {
 }
 use check;
 
-const GROUPS: [&[Test]; 6] =
-    [memory::TESTS, scheduling::TESTS, policies::TESTS, shootdown::TESTS, timing::TESTS, crash::TESTS];
+const GROUPS: [&[Test]; 7] =
+    [memory::TESTS, scheduling::TESTS, races::TESTS, policies::TESTS, shootdown::TESTS, timing::TESTS, crash::TESTS];
 
 /// Starts a task on certain CPUs.
 pub fn spawn(

@@ -44,7 +44,8 @@ pub(super) fn take<T>(argument: usize) -> Arc<T> {
     unsafe { Arc::from_raw(argument as *const T) }
 }
 
-fn wait_for(what: &str, timeout_ms: u64, condition: impl Fn() -> bool) -> TestResult {
+/// Yields until `condition` holds.
+pub(super) fn wait_for(what: &str, timeout_ms: u64, condition: impl Fn() -> bool) -> TestResult {
     let end = time::now().0 + timeout_ms * 1_000_000;
     while !condition() {
         check!(time::now().0 < end, "{what} within {timeout_ms} ms");
