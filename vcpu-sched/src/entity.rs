@@ -315,6 +315,12 @@ impl SchedEntity {
         seq
     }
 
+    /// How many numbers [`SchedEntity::next_place_record`] has given out, wrapping.
+    #[inline]
+    pub fn place_records(&self) -> u16 {
+        self.place_records.get()
+    }
+
     /// The CPU whose budget pays for it as a deadline task.
     #[inline]
     pub fn home(&self) -> Option<CpuId> {

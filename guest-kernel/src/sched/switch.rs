@@ -114,7 +114,7 @@ fn go_on(
         if balance::realtime_waits() {
             settled = false;
             if let Some(from) = balance::realtime_source(me, rq.highest_realtime()) {
-                rq = unlocked(me, rq, |me, own| balance::pull_realtime(me, from, own));
+                rq = unlocked(me, rq, prev, &mut left, |me, own| balance::pull_realtime(me, from, own));
             }
         }
         let Some(t) = rq.pick_next(now) else {
@@ -122,7 +122,7 @@ fn go_on(
             if cpu::count() == 1 {
                 break None;
             }
-            rq = unlocked(me, rq, |me, _| {
+            rq = unlocked(me, rq, prev, &mut left, |me, _| {
                 place::announce_idle(me);
                 balance::pull(me);
             });
@@ -146,7 +146,7 @@ fn go_on(
             me.forward.store(true, Ordering::Relaxed);
             continue;
         }
-        rq = unlocked(me, rq, |me, _| {
+        rq = unlocked(me, rq, prev, &mut left, |me, _| {
             fpu::flush_live(me, &t);
             place::place(t, Why::Migrate(MigrateReason::Affinity));
         });
@@ -219,20 +219,27 @@ fn go_on(
 }
 
 /// Opens the run queue's lock for `f`, which gets the highest real-time priority in the queue. Until it is locked again, the CPU
-/// looks idle to others: it runs nothing that could be preempted.
+/// looks idle to others: it runs nothing that could be preempted. If `prev`, which blocks, is woken meanwhile, it is in our
+/// queue (it can go nowhere else), and the record of the switch must say so: that of the wake-up has been written.
 #[cold]
 fn unlocked(
     me: &'static Cpu,
     rq: SpinLockGuard<'static, Queue, ()>,
+    prev: &Task,
+    left: &mut Left,
     f: impl FnOnce(&Cpu, u8),
 ) -> SpinLockGuard<'static, Queue, ()> {
     me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
     me.level.store(Level::IDLE.get(), Ordering::Relaxed);
     place::publish(me, &rq);
-    let above = rq.highest_realtime();
+    let (above, places) = (rq.highest_realtime(), prev.sched.place_records());
     drop(rq);
     f(me, above);
-    me.run_queue.lock_irqs_off()
+    let rq = me.run_queue.lock_irqs_off();
+    if prev.sched.place_records() != places {
+        left.state = State::Ready;
+    }
+    rq
 }
 
 /// Writes the record of a switch. The run queue is locked.
