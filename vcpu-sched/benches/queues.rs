@@ -1,5 +1,5 @@
-//! What the policies cost on the host, from one task to a million in a queue, beside a `BTreeMap` and a `BinaryHeap` that do the
-//! same, and beside the published scheduler crate `axsched`. Run with `cargo bench -p vcpu-sched`.
+//! What the policies cost on the host, from one task to a million in a queue, beside a `BTreeMap` and a `BinaryHeap`
+//! that do the same, and beside the published scheduler crate `axsched`. Run with `cargo bench -p vcpu-sched`.
 //!
 //! `turn` is a voluntary switch: the current task is put back and the next is picked. `come_and_go` adds a task to the
 //! queue and takes out another one. `RunQueue` is what a kernel calls: it includes the accounting and the order of the

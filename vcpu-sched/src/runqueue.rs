@@ -1,24 +1,26 @@
 //! One CPU's tasks, in classes: what the kernel and the simulator call.
 //!
-//! A [`RunQueue`] holds one [`Policy`] for each class, in strict order: stop, deadline, real-time, and the normal class,
-//! whose policy was chosen at boot ([`PolicyKind`]). It offers what [`policy`](crate::policy) tells, in the same order of
-//! calls and under the CPU's run-queue lock, and beyond that does what concerns all classes: preemption between them, change of a
-//! task's parameters, and each task's [`Accounting`](crate::accounting::Accounting). It measures how long the current
-//! task ran itself, from the times it is told.
+//! A [`RunQueue`] holds one [`Policy`] for each class, in strict order: stop, deadline, real-time, and the normal
+//! class, whose policy was chosen at boot ([`PolicyKind`]). It offers what [`policy`](crate::policy) tells, in the same
+//! order of calls and under the CPU's run-queue lock, and beyond that does what concerns all classes: preemption
+//! between them, change of a task's parameters, and each task's [`Accounting`](crate::accounting::Accounting). It
+//! measures how long the current task ran itself, from the times it is told.
 //!
 //! The invariant: [`pick_next`](RunQueue::pick_next) returns a task of the highest class that has one that may run.
 //!
 //! # Changing parameters
-//! A task may be queued, running, asleep, or on its way between two queues when `sched_setattr(2)` comes for it. The changer
+//! A task may be queued, running, asleep, or on its way between two queues when `sched_setattr(2)` comes for it. The
+//! changer
 //! 1. lets nobody else change the same task meanwhile,
 //! 2. calls [`SchedEntity::request`](crate::entity::SchedEntity::request),
-//! 3. locks the run queue of [`SchedEntity::queue`](crate::entity::SchedEntity::queue), and looks whether that is still its
-//!    queue; if not, it lets go and takes the other one's. No queue: the task never started, and there is nothing to do,
+//! 3. locks the run queue of [`SchedEntity::queue`](crate::entity::SchedEntity::queue), and looks whether that is still
+//!    its queue; if not, it lets go and takes the other one's. No queue: the task never started, and there is nothing
+//!    to do,
 //! 4. calls [`apply_params`](RunQueue::apply_params), and requests a reschedule of that CPU if it says so.
 //!
 //! If the task was neither queued nor current there, the change waits in it, and whoever queues it next brings it into
-//! force. Nothing is lost between: either the changer sees the new queue in step 3, or the one who queues it there sees the
-//! request.
+//! force. Nothing is lost between: either the changer sees the new queue in step 3, or the one who queues it there sees
+//! the request.
 
 use core::fmt;
 use core::str::FromStr;
@@ -90,8 +92,8 @@ impl FromStr for PolicyKind {
     }
 }
 
-/// The normal class. An enum, so that nothing is called through a pointer; with a tag of its own, because finding out the variant
-/// from a value that others can't have takes six instructions at each use.
+/// The normal class. An enum, so that nothing is called through a pointer; with a tag of its own, because finding out
+/// the variant from a value that others can't have takes six instructions at each use.
 #[derive(Clone, Debug)]
 #[repr(u8)]
 enum Normal<E> {
@@ -160,8 +162,8 @@ pub struct RunQueue<E> {
     current: Option<TaskId>,
     /// When the current task was picked.
     picked: Nanos,
-    /// Tasks of the classes above the normal one that are queued, whether they may run now or not: zero is the common case,
-    /// in which nobody looks at those classes.
+    /// Tasks of the classes above the normal one that are queued, whether they may run now or not: zero is the common
+    /// case, in which nobody looks at those classes.
     above: u32,
     stop: Stop<E>,
     deadline: Deadline<E>,
@@ -213,8 +215,8 @@ impl<E: Entity> RunQueue<E> {
     pub fn enqueue(&mut self, e: E, why: EnqueueReason, now: Nanos) {
         match why {
             EnqueueReason::Preempted | EnqueueReason::Yield => {
-                if let (Rank::Normal, Normal::Fair(fair)) = (e.sched().placed(), &mut self.normal) {
-                    return fair.enqueue(e, why, now);
+                if e.sched().placed() == Rank::Normal {
+                    return normal!(&mut self.normal, policy => policy.enqueue(e, why, now));
                 }
                 self.insert(e, why, now);
             }
@@ -256,9 +258,10 @@ impl<E: Entity> RunQueue<E> {
     /// Takes out the task that is to run now, see [`Policy::pick_next`].
     #[inline(always)]
     pub fn pick_next(&mut self, now: Nanos) -> Option<E> {
-        let task = match &mut self.normal {
-            Normal::Fair(fair) if self.above == 0 => fair.pick_next(now),
-            _ => self.pick_any(now),
+        let task = if self.above == 0 {
+            normal!(&mut self.normal, policy => policy.pick_next(now))
+        } else {
+            self.pick_any(now)
         }?;
         self.current = Some(task.id());
         self.picked = now;
@@ -268,8 +271,7 @@ impl<E: Entity> RunQueue<E> {
 
     #[inline(never)]
     fn pick_any(&mut self, now: Nanos) -> Option<E> {
-        let above = if self.above == 0 { None } else { self.pick_above(now) };
-        match above {
+        match self.pick_above(now) {
             None => normal!(&mut self.normal, policy => policy.pick_next(now)),
             found => found,
         }
@@ -295,9 +297,10 @@ impl<E: Entity> RunQueue<E> {
             PutReason::Yield | PutReason::Block | PutReason::Exit => sched.accounting().left(now, ran, true),
             PutReason::Migrate => sched.accounting().put_back(now, ran),
         }
-        match (sched.placed(), &mut self.normal) {
-            (Rank::Normal, Normal::Fair(fair)) => fair.put_prev(prev, ran, why),
-            _ => self.put_prev_any(prev, ran, why),
+        if sched.placed() == Rank::Normal {
+            normal!(&mut self.normal, policy => policy.put_prev(prev, ran, why));
+        } else {
+            self.put_prev_any(prev, ran, why);
         }
     }
 
@@ -391,8 +394,8 @@ impl<E: Entity> RunQueue<E> {
         normal!(&mut self.normal, policy => policy.steal(wanted))
     }
 
-    /// Takes out the most important real-time task above priority `above` that `wanted` accepts: what a CPU pulls that is
-    /// about to run something lower.
+    /// Takes out the most important real-time task above priority `above` that `wanted` accepts: what a CPU pulls that
+    /// is about to run something lower.
     pub fn steal_realtime(&mut self, above: u8, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
         if self.above == 0 || self.realtime.highest() <= above {
             return None;
@@ -426,8 +429,8 @@ impl<E: Entity> RunQueue<E> {
         true
     }
 
-    /// [`request`](crate::entity::SchedEntity::request) and [`apply_params`](Self::apply_params) in one, where nobody else
-    /// can move the task between the two.
+    /// [`request`](crate::entity::SchedEntity::request) and [`apply_params`](Self::apply_params) in one, where nobody
+    /// else can move the task between the two.
     pub fn change_params(&mut self, e: &E, new: &SchedParams, now: Nanos) -> bool {
         e.sched().request(new);
         self.apply_params(e, now)

@@ -1,34 +1,37 @@
 //! The deadline class: earliest deadline first, each task within a budget (`SCHED_DEADLINE`).
 //!
-//! Called through [`Policy`] by a run queue. A task is promised `runtime` by `deadline` in every `period`. It runs in the
-//! order of absolute deadlines; the constant bandwidth server (Abeni and Buttazzo 1998, as in Linux's
-//! kernel/sched/deadline.c) takes care that it can't take more: when its budget is used up, it waits for its next period.
-//! The invariants: no task runs for more than its runtime in a period, but for what its timer comes late, and that is taken off the
-//! next; and as long as the admitted tasks of a CPU fit into it ([`Budget`]) and nothing above this class runs,
-//! each has had its runtime by its deadline, if it wanted it.
+//! Called through [`Policy`] by a run queue. A task is promised `runtime` by `deadline` in every `period`. It runs in
+//! the order of absolute deadlines; the constant bandwidth server (Abeni and Buttazzo 1998, as in Linux's
+//! kernel/sched/deadline.c) takes care that it can't take more: when its budget is used up, it waits for its next
+//! period. The invariants: no task runs for more than its runtime in a period, but for what its timer comes late, and
+//! that is taken off the next; and as long as the admitted tasks of a CPU fit into it ([`Budget`]) and nothing above
+//! this class runs, each has had its runtime by its deadline, if it wanted it.
 //!
 //! Scheduling is partitioned: a task belongs to one CPU, whose budget it was admitted to ([`choose_cpu`]), and is never
 //! stolen. With global EDF no bound as simple as "the sum is at most 1" holds.
 
 use core::fmt;
 
-use super::heap::Heap;
+use super::heap::{Entry, Heap};
+use super::shelf::Shelf;
 use super::{EnqueueReason, Entity, Policy, PutReason};
 use crate::cpumask::CpuMask;
 use crate::ids::{CpuId, Nanos};
 use crate::params::DeadlineParams;
 
-/// Marks of the two heaps in a task's slot.
+/// Marks of the two heaps in a task's place.
 const READY: u32 = 0;
 const THROTTLED: u32 = 1 << 31;
 
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct Deadline<E> {
+    /// The queued tasks, sorted by the two heaps.
+    shelf: Shelf<E>,
     /// By absolute deadline.
-    ready: Heap<E, READY>,
+    ready: Heap<READY>,
     /// Those whose budget is used up, by the time of their next one.
-    throttled: Heap<E, THROTTLED>,
+    throttled: Heap<THROTTLED>,
     /// What of the current task's run is taken off its budget.
     charged: Nanos,
 }
@@ -36,7 +39,7 @@ pub struct Deadline<E> {
 impl<E: Entity> Deadline<E> {
     /// An empty queue.
     pub const fn new() -> Self {
-        Self { ready: Heap::new(), throttled: Heap::new(), charged: Nanos::ZERO }
+        Self { shelf: Shelf::new(), ready: Heap::new(), throttled: Heap::new(), charged: Nanos::ZERO }
     }
 
     fn charge(&mut self, current: &E, ran: Nanos) {
@@ -73,8 +76,8 @@ impl<E: Entity> Deadline<E> {
         }
     }
 
-    /// After a sleep: may what is left of the old promise still be used? Only if it asks for no more of the time until the
-    /// deadline than the whole promise does, or it would take what others were promised.
+    /// After a sleep: may what is left of the old promise still be used? Only if it asks for no more of the time until
+    /// the deadline than the whole promise does, or it would take what others were promised.
     fn wake(e: &E, now: Nanos) {
         let [runtime, deadline, period] = e.sched().promise();
         let state = &e.sched().deadline;
@@ -107,13 +110,14 @@ impl<E: Entity> Deadline<E> {
         if state.budget.get() <= 0 {
             let at = Self::next_period(&e);
             if at > now {
-                self.throttled.push(at.0, e);
-                return;
+                let slot = self.shelf.put(e);
+                return self.throttled.push(Entry { key: at.0, slot }, &mut self.shelf.places);
             }
             Self::replenish(&e, now);
         }
         let key = e.sched().deadline.deadline.get();
-        self.ready.push(key, e);
+        let slot = self.shelf.put(e);
+        self.ready.push(Entry { key, slot }, &mut self.shelf.places);
     }
 }
 
@@ -138,13 +142,17 @@ impl<E: Entity> Policy<E> for Deadline<E> {
     }
 
     fn dequeue(&mut self, e: &E) -> Option<E> {
-        self.ready.remove(e).or_else(|| self.throttled.remove(e))
+        let place = self.shelf.find(e)?;
+        let places = &mut self.shelf.places;
+        let entry = self.ready.remove(place, places).or_else(|| self.throttled.remove(place, places))?;
+        self.shelf.take(entry.slot)
     }
 
     fn pick_next(&mut self, now: Nanos) -> Option<E> {
         self.event(now);
         self.charged = Nanos::ZERO;
-        self.ready.pop()
+        let first = self.ready.pop(&mut self.shelf.places)?;
+        self.shelf.take(first.slot)
     }
 
     fn put_prev(&mut self, prev: &E, ran: Nanos, _why: PutReason) {
@@ -164,8 +172,8 @@ impl<E: Entity> Policy<E> for Deadline<E> {
     fn tick(&mut self, current: &E, ran: Nanos) -> bool {
         self.charge(current, ran);
         let state = &current.sched().deadline;
-        let first = self.ready.first().map(|e| e.sched().deadline.deadline.get());
-        state.budget.get() <= 0 || first.is_some_and(|first| first < state.deadline.get())
+        let first = self.ready.first();
+        state.budget.get() <= 0 || first.is_some_and(|first| first.key < state.deadline.get())
     }
 
     fn wakeup_preempts(&self, current: &E, woken: &E) -> bool {
@@ -179,13 +187,14 @@ impl<E: Entity> Policy<E> for Deadline<E> {
     }
 
     fn next_event(&self) -> Option<Nanos> {
-        self.throttled.first().map(Self::next_period)
+        self.throttled.first().map(|first| Nanos(first.key))
     }
 
     fn event(&mut self, now: Nanos) -> bool {
         let mut any = false;
-        while self.throttled.first().is_some_and(|e| Self::next_period(e) <= now) {
-            if let Some(e) = self.throttled.pop() {
+        while self.throttled.first().is_some_and(|first| Nanos(first.key) <= now) {
+            let first = self.throttled.pop(&mut self.shelf.places);
+            if let Some(e) = first.and_then(|first| self.shelf.take(first.slot)) {
                 self.insert(e, now);
                 any = true;
             }
@@ -221,7 +230,8 @@ impl fmt::Display for Overcommitted {
 impl core::error::Error for Overcommitted {}
 
 impl Budget {
-    /// What can be promised at most: 95 %, as Linux's `sched_rt_runtime_us` of `sched_rt_period_us`. Ordinary tasks have the rest.
+    /// What can be promised at most: 95 %, as Linux's `sched_rt_runtime_us` of `sched_rt_period_us`. Ordinary tasks
+    /// have the rest.
     const LIMIT: u64 = WHOLE * 95 / 100;
 
     /// Nothing promised.
@@ -229,8 +239,8 @@ impl Budget {
         Self { promised: 0 }
     }
 
-    /// The part of a CPU that a promise needs: `runtime / min(deadline, period)`, rounded up. With deadlines shorter than
-    /// periods this is more than the task uses in the long run, and enough for EDF to keep every promise.
+    /// The part of a CPU that a promise needs: `runtime / min(deadline, period)`, rounded up. With deadlines shorter
+    /// than periods this is more than the task uses in the long run, and enough for EDF to keep every promise.
     const fn density(params: &DeadlineParams) -> u64 {
         let wide = params.runtime().0 as u128 * WHOLE as u128;
         let within = if params.deadline().0 < params.period().0 { params.deadline().0 } else { params.period().0 };
@@ -265,7 +275,8 @@ impl Budget {
     }
 }
 
-/// Chooses the CPU for a deadline task: `preferred` (its last one) if its budget allows, else the first allowed that fits.
+/// Chooses the CPU for a deadline task: `preferred` (its last one) if its budget allows, else the first allowed that
+/// fits.
 ///
 /// # Errors
 /// [`Overcommitted`] if none does.

@@ -1,8 +1,8 @@
 //! Lists of tasks from which any task can be taken at once, for policies that serve in order of arrival.
 //!
 //! Several lists share one memory ([`Nodes`]); a task's place in it is noted in its
-//! [`SchedEntity`](crate::entity::SchedEntity), so removal searches nothing. The invariant: a node is on exactly one list,
-//! or on the list of free nodes. Adding allocates only when there were never so many tasks.
+//! [`SchedEntity`](crate::entity::SchedEntity), so removal searches nothing. The invariant: a node is on exactly one
+//! list, or on the list of free nodes. Adding allocates only when there were never so many tasks.
 
 use alloc::vec::Vec;
 
@@ -52,48 +52,51 @@ impl<E: Entity> Nodes<E> {
         self.nodes.get(slot as usize)
     }
 
-    fn link(&mut self, slot: u32, prev: u32, next: u32, list: &mut List) {
-        match self.nodes.get_mut(prev as usize) {
-            Some(node) => node.next = slot,
-            None => list.head = slot,
-        }
-        match self.nodes.get_mut(next as usize) {
-            Some(node) => node.prev = slot,
-            None => list.tail = slot,
+    /// Puts a task into a free node. Its neighbours are to be told.
+    #[inline(always)]
+    fn place(&mut self, e: E, prev: u32, next: u32) -> u32 {
+        let slot = self.free;
+        match self.nodes.get_mut(slot as usize) {
+            Some(node) => {
+                self.free = node.next;
+                e.sched().slot.set(slot);
+                *node = Node { task: Some(e), prev, next };
+                slot
+            }
+            None => self.place_new(e, prev, next),
         }
     }
 
-    fn insert(&mut self, e: E, prev: u32, next: u32, list: &mut List) {
-        let slot = self.free;
-        let node = Node { task: None, prev, next };
-        let slot = match self.nodes.get_mut(slot as usize) {
-            Some(free) => {
-                self.free = free.next;
-                *free = node;
-                slot
-            }
-            None => {
-                self.nodes.push(node);
-                self.nodes.len() as u32 - 1
-            }
-        };
-        self.link(slot, prev, next, list);
+    #[cold]
+    fn place_new(&mut self, e: E, prev: u32, next: u32) -> u32 {
+        let slot = self.nodes.len() as u32;
         e.sched().slot.set(slot);
-        if let Some(node) = self.nodes.get_mut(slot as usize) {
-            node.task = Some(e);
-        }
+        self.nodes.push(Node { task: Some(e), prev, next });
+        slot
     }
 
     /// Adds a task at the end.
     #[inline]
     pub fn push_back(&mut self, list: &mut List, e: E) {
-        self.insert(e, list.tail, NO_SLOT, list);
+        let last = list.tail;
+        let slot = self.place(e, last, NO_SLOT);
+        match self.nodes.get_mut(last as usize) {
+            Some(node) => node.next = slot,
+            None => list.head = slot,
+        }
+        list.tail = slot;
     }
 
     /// Adds a task at the front.
     #[inline]
     pub fn push_front(&mut self, list: &mut List, e: E) {
-        self.insert(e, NO_SLOT, list.head, list);
+        let first = list.head;
+        let slot = self.place(e, NO_SLOT, first);
+        match self.nodes.get_mut(first as usize) {
+            Some(node) => node.prev = slot,
+            None => list.tail = slot,
+        }
+        list.head = slot;
     }
 
     fn take(&mut self, list: &mut List, slot: u32) -> Option<E> {
@@ -111,14 +114,23 @@ impl<E: Entity> Nodes<E> {
             Some(node) => node.prev = prev,
             None => list.tail = prev,
         }
-        task.sched().slot.set(NO_SLOT);
         Some(task)
     }
 
     /// Takes the first task.
     #[inline]
     pub fn pop_front(&mut self, list: &mut List) -> Option<E> {
-        self.take(list, list.head)
+        let slot = list.head;
+        let node = self.nodes.get_mut(slot as usize)?;
+        let task = node.task.take()?;
+        let next = core::mem::replace(&mut node.next, self.free);
+        self.free = slot;
+        list.head = next;
+        match self.nodes.get_mut(next as usize) {
+            Some(node) => node.prev = NO_SLOT,
+            None => list.tail = NO_SLOT,
+        }
+        Some(task)
     }
 
     /// Takes a certain task, which must be on this list if it is in this memory at all.

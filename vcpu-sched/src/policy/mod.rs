@@ -1,14 +1,15 @@
 //! Who runs next on a CPU: the contract between a run queue and a policy.
 //!
-//! A [`Policy`] is the content of *one* CPU's run queue. It decides order and time, nothing else: it takes no lock, sends
-//! no IPI, reads no clock and never looks at another CPU. The run queue that owns it holds its lock, with interrupts off,
-//! around every call; a policy is therefore plain data, and the kernel, the VMM and the simulator use the same one.
+//! A [`Policy`] is the content of *one* CPU's run queue. It decides order and time, nothing else: it takes no lock,
+//! sends no IPI, reads no clock and never looks at another CPU. The run queue that owns it holds its lock, with
+//! interrupts off, around every call; a policy is therefore plain data, and the kernel, the VMM and the simulator use
+//! the same one.
 //!
 //! # The story of a task
-//! 1. **New, or woken.** [`enqueue`](Policy::enqueue) with [`EnqueueReason::New`] or [`EnqueueReason::Wake`]. If the CPU
-//!    is busy, the caller brings the books up to date with a [`tick`](Policy::tick), asks
-//!    [`wakeup_preempts`](Policy::wakeup_preempts), and requests a reschedule there if either says so. It also asks
-//!    for the current task's [`slice`](Policy::slice) again, which was perhaps of no interest until now.
+//! 1. **New, or woken.** [`enqueue`](Policy::enqueue) with [`EnqueueReason::New`] or [`EnqueueReason::Wake`]. If the
+//!    CPU is busy, the caller brings the books up to date with a [`tick`](Policy::tick), asks
+//!    [`wakeup_preempts`](Policy::wakeup_preempts), and requests a reschedule there if either says so. It also asks for
+//!    the current task's [`slice`](Policy::slice) again, which was perhaps of no interest until now.
 //! 2. **Picked.** [`pick_next`](Policy::pick_next) takes it *out*: the running task ("current") is in no queue. The CPU
 //!    arms its timer for [`slice`](Policy::slice), if that is a time at all.
 //! 3. **Ticks.** [`tick`](Policy::tick) charges the time it ran and says whether it must give way now.
@@ -21,28 +22,30 @@
 //!    - blocked, exited: nothing more. The policy has forgotten the task, but may have left something in the entity
 //!      (the lag of a sleeper) for its next `enqueue`.
 //! 5. **The next is picked**, which may be the same task again. If its affinity forbids this CPU
-//!    ([`placement::pick_verdict`](crate::placement::pick_verdict)), `put_prev` with [`PutReason::Migrate`] takes the pick
-//!    back, the task goes to another CPU, and the next is picked.
+//!    ([`placement::pick_verdict`](crate::placement::pick_verdict)), `put_prev` with [`PutReason::Migrate`] takes the
+//!    pick back, the task goes to another CPU, and the next is picked.
 //!
-//! So one `schedule()` is event, `put_prev`, perhaps `enqueue`, `pick_next`, in this order and under one hold of the run
-//! queue's lock. The lock matters: from the event on, a waker may win the task and enqueue it here, and the policy must
-//! have heard first that it left.
+//! So one `schedule()` is event, `put_prev`, perhaps `enqueue`, `pick_next`, in this order and under one hold of the
+//! run queue's lock. The lock matters: from the event on, a waker may win the task and enqueue it here, and the policy
+//! must have heard first that it left.
 //!
 //! A queued task leaves for another CPU through [`steal`](Policy::steal) (idle CPUs pull) or
 //! [`dequeue`](Policy::dequeue), and arrives there by `enqueue` with [`EnqueueReason::Migrate`], also if it is to run
 //! there at once.
 //!
-//! A queued task whose parameters change is taken out by `dequeue` and comes back by `enqueue` with `Migrate`, because a
-//! policy may keep its tasks sorted by what changes. For the current task it is [`put_prev`](Policy::put_prev) with
+//! A queued task whose parameters change is taken out by `dequeue` and comes back by `enqueue` with `Migrate`, because
+//! a policy may keep its tasks sorted by what changes. For the current task it is [`put_prev`](Policy::put_prev) with
 //! [`PutReason::Migrate`] and then [`adopt`](Policy::adopt), by the policy of its new class.
 //!
 //! # What a policy knows of a task
-//! An [`Entity`] has a number and a [`SchedEntity`](crate::entity::SchedEntity): parameters, and figures that the policies
-//! of this crate keep there. Entities are cheap handles; a clone is the same task. A policy of one's own keeps its figures
-//! in its own queue, or has a trait above `Entity` and `impl<E: ThatTrait> Policy<E>`; docs/scheduling.md shows one.
+//! An [`Entity`] has a number and a [`SchedEntity`](crate::entity::SchedEntity): parameters, and figures that the
+//! policies of this crate keep there. Entities are cheap handles; a clone is the same task. A policy of one's own keeps
+//! its figures in its own queue, or has a trait above `Entity` and `impl<E: ThatTrait> Policy<E>`; docs/scheduling.md
+//! shows one.
 //!
 //! # Who calls
-//! [`RunQueue`](crate::runqueue::RunQueue) holds one policy for each class and calls them; kernel and simulator call it.
+//! [`RunQueue`](crate::runqueue::RunQueue) holds one policy for each class and calls them; kernel and simulator call
+//! it.
 //!
 //! # The invariant
 //! Every entity that went in by `enqueue` comes out exactly once, by `pick_next`, `dequeue` or `steal`. A task is never
@@ -56,6 +59,7 @@ pub mod list;
 pub mod ordered;
 pub mod realtime;
 pub mod round_robin;
+mod shelf;
 pub mod stop;
 
 pub use crate::entity::Entity;
@@ -144,8 +148,8 @@ pub trait Policy<E: Entity> {
         None
     }
 
-    /// The time that [`next_event`](Policy::next_event) told has come (or not: a surplus call is harmless). True if a task
-    /// may run now that could not before.
+    /// The time that [`next_event`](Policy::next_event) told has come (or not: a surplus call is harmless). True if a
+    /// task may run now that could not before.
     fn event(&mut self, now: Nanos) -> bool {
         let _ = now;
         false

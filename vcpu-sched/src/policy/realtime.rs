@@ -1,10 +1,10 @@
 //! The real-time class: `SCHED_FIFO` and `SCHED_RR`, priorities 1 to 99, as POSIX describes them.
 //!
-//! Called through [`Policy`] by a run queue. The invariants: the task that is picked has the highest priority; of equals,
-//! the one that has been at its priority longest; and of `SCHED_RR` tasks of one priority none runs longer than a slice
-//! while another waits. In POSIX's words (2.8.4, process scheduling): a preempted task goes to the head of its priority's
-//! list, one that becomes runnable, yields or has used up its slice goes to the tail; a task whose priority is changed goes
-//! to the tail of the new one, and a running one stays running if it still has the highest.
+//! Called through [`Policy`] by a run queue. The invariants: the task that is picked has the highest priority; of
+//! equals, the one that has been at its priority longest; and of `SCHED_RR` tasks of one priority none runs longer than
+//! a slice while another waits. In POSIX's words (2.8.4, process scheduling): a preempted task goes to the head of its
+//! priority's list, one that becomes runnable, yields or has used up its slice goes to the tail; a task whose priority
+//! is changed goes to the tail of the new one, and a running one stays running if it still has the highest.
 
 use super::list::{List, Nodes};
 use super::{EnqueueReason, Entity, Policy, PutReason};

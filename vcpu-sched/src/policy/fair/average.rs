@@ -1,8 +1,8 @@
 //! The weighted average of virtual times: where an ideally fair CPU would be. Used by [`Fair`](super::Fair) alone.
 //!
-//! As Linux (`avg_vruntime`, kernel/sched/fair.c) it is kept as a sum relative to a zero that moves along, so that being
-//! eligible is a multiplication and no division. The sum has 128 bits: with 2^20 tasks of the greatest weight it would pass
-//! 64 bits as soon as they are 67 ms apart. On x86-64 that costs one more instruction for each addition.
+//! As Linux (`avg_vruntime`, kernel/sched/fair.c) it is kept as a sum relative to a zero that moves along, so that
+//! being eligible is a multiplication and no division. The sum has 128 bits: with 2^20 tasks of the greatest weight it
+//! would pass 64 bits as soon as they are 67 ms apart. On x86-64 that costs one more instruction for each addition.
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +53,12 @@ impl Average {
     #[inline(always)]
     pub(super) const fn reaches(&self, vruntime: u64) -> bool {
         self.distance(vruntime) as i128 * self.weight as i128 <= self.sum
+    }
+
+    /// Is one of this weight all there is?
+    #[inline(always)]
+    pub(super) const fn is_only(&self, weight: u32) -> bool {
+        self.weight == weight as u64
     }
 
     /// The average, rounded down. Without members: where it was last. Divides.

@@ -1,8 +1,8 @@
 //! What sleeping tasks still owe: the ghosts of [`Fair`](super::Fair), which alone uses this.
 //!
-//! A ghost is the weight and virtual time of a task that blocked while it was ahead of the average. It holds no handle of
-//! the task, which may wake, move and end meanwhile. The invariants: ghosts leave by rising virtual time, or when their
-//! task comes back; and a [`GhostId`] whose ghost has left never finds another one.
+//! A ghost is the weight and virtual time of a task that blocked while it was ahead of the average. It holds no handle
+//! of the task, which may wake, move and end meanwhile. The invariants: ghosts leave by rising virtual time, or when
+//! their task comes back; and a [`GhostId`] whose ghost has left never finds another one.
 
 use alloc::vec::Vec;
 

@@ -1,28 +1,32 @@
 //! The fair class: EEVDF, earliest eligible virtual deadline first. Called through [`Policy`] by a run queue.
 //!
 //! The algorithm is Stoica and Abdel-Wahab's (1995), as Linux has it since 6.6 (kernel/sched/fair.c). A task's *virtual
-//! runtime* is the time it ran, scaled by its weight; the weighted average of all is where an ideally fair CPU would be. What
-//! a task is behind the average is its *lag*; a task with lag is *eligible*. Each asks for slices; the *virtual deadline* of
-//! a request is where its virtual runtime will be when the slice is used up. Of the eligible tasks the one with the earliest
-//! deadline runs, so that a shorter slice buys earlier service but not more of it. What is as in Linux:
-//! - the current task counts in the average, and runs until its request is fulfilled (run to parity). A woken task preempts it
-//!   earlier only if the current one has had its share already, or has a longer slice and a later deadline;
+//! runtime* is the time it ran, scaled by its weight; the weighted average of all is where an ideally fair CPU would
+//! be. What a task is behind the average is its *lag*; a task with lag is *eligible*. Each asks for slices; the
+//! *virtual deadline* of a request is where its virtual runtime will be when the slice is used up. Of the eligible
+//! tasks the one with the earliest deadline runs, so that a shorter slice buys earlier service but not more of it. What
+//! is as in Linux:
+//! - the current task counts in the average, and runs until its request is fulfilled (run to parity). A woken task
+//!   preempts it earlier only if the current one has had its share already, or has a longer slice and a later deadline;
 //! - lag is kept over a sleep and over a move, both signs, up to two slices;
-//! - a task that blocks with negative lag leaves a *ghost* (Linux: delayed dequeue) that counts in the average until that has
-//!   caught up with it. If the task wakes here before, it goes on where it was; after, its debt is paid;
+//! - a task that blocks with negative lag leaves a *ghost* (Linux: delayed dequeue) that counts in the average until
+//!   that has caught up with it. If the task wakes here before, it goes on where it was; after, its debt is paid;
 //! - a new task's first request is half a slice long;
 //! - a yield gives up the rest of the request;
 //! - `SCHED_IDLE` is preempted by every other; `SCHED_BATCH` preempts nobody but that.
 //!
-//! The invariants: the sum of the members' lags is zero, up to rounding (members: queued tasks, ghosts, and the current task
-//! between its `pick_next` and the `put_prev` that ends its being runnable); and the task that is picked is an eligible one.
+//! The invariants: the sum of the members' lags is zero, up to rounding (members: queued tasks, ghosts, and the current
+//! task between its `pick_next` and the `put_prev` that ends its being runnable); and the task that is picked is an
+//! eligible one.
 //!
-//! Tasks lie in two heaps: those that were eligible when last looked at, by deadline, and the others, by virtual runtime.
-//! The average mostly rises, so tasks go over from the second to the first; where it fell, the first one's top is found out
-//! when it is to be picked. Each move is one heap operation, so everything is O(log n).
+//! A single queued task needs no order. More lie in two heaps: those that were eligible when last looked at, by
+//! deadline, and the others, by virtual runtime. The average mostly rises, so tasks go over from the second to the
+//! first; where it fell, the first one's top is found out when it is to be picked. Each move is one heap operation, so
+//! everything is O(log n).
 
 mod average;
 mod ghosts;
+mod pick;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub mod weight;
@@ -30,7 +34,8 @@ pub mod weight;
 use average::Average;
 use ghosts::{GhostId, Ghosts};
 
-use super::heap::{Heap, before};
+use super::heap::{Entry, Heap, before};
+use super::shelf::Shelf;
 use super::{EnqueueReason, Entity, Policy, PutReason};
 use crate::entity::FairState;
 use crate::ids::{CpuId, Nanos};
@@ -38,7 +43,7 @@ use crate::params::number;
 
 pub use weight::DEFAULT_SLICE;
 
-/// Marks of the two heaps in a task's slot.
+/// Marks of the two heaps in a task's place.
 const ELIGIBLE: u32 = 0;
 const WAITING: u32 = 1 << 31;
 
@@ -46,11 +51,15 @@ const WAITING: u32 = 1 << 31;
 #[derive(Clone, Debug)]
 pub struct Fair<E> {
     average: Average,
+    /// The queued tasks, sorted by the two heaps.
+    shelf: Shelf<E>,
     /// By deadline.
-    eligible: Heap<E, ELIGIBLE>,
+    eligible: Heap<ELIGIBLE>,
     /// By virtual runtime.
-    waiting: Heap<E, WAITING>,
+    waiting: Heap<WAITING>,
     ghosts: Ghosts,
+    /// The queued task while there is only one: then no heap is needed, and the heaps are empty.
+    single: Option<E>,
     /// The task that was current and is still runnable: often it is the next one, too, or changes places with it.
     returning: Option<E>,
     /// Tells this queue's ghosts from those of others: CPU plus one.
@@ -66,9 +75,11 @@ impl<E: Entity> Fair<E> {
     pub const fn new(cpu: CpuId) -> Self {
         Self {
             average: Average::new(),
+            shelf: Shelf::new(),
             eligible: Heap::new(),
             waiting: Heap::new(),
             ghosts: Ghosts::new(),
+            single: None,
             returning: None,
             mark: cpu.0 + 1,
             charged: 0,
@@ -93,27 +104,51 @@ impl<E: Entity> Fair<E> {
         }
     }
 
-    /// Puts a member into the heap that it belongs to.
+    /// Puts a member among the queued ones.
     #[inline]
     fn link(&mut self, e: E) {
-        let fair = &e.sched().fair;
-        let (vruntime, deadline) = (fair.vruntime.get(), fair.deadline.get());
-        if self.average.reaches(vruntime) {
-            self.eligible.push(deadline, e);
+        if self.single.is_none() && self.heaped() == 0 {
+            self.single = Some(e);
         } else {
-            self.waiting.push(vruntime, e);
+            self.link_beside(e);
         }
     }
 
-    /// Takes those to the eligible ones that have become so.
-    #[inline]
-    fn promote(&mut self) {
-        while self.waiting.first().is_some_and(|e| self.is_eligible(e)) {
-            if let Some(e) = self.waiting.pop() {
-                let deadline = e.sched().fair.deadline.get();
-                self.eligible.push(deadline, e);
-            }
+    /// How many are in the heaps.
+    #[inline(always)]
+    fn heaped(&self) -> usize {
+        self.eligible.len() + self.waiting.len()
+    }
+
+    #[inline(never)]
+    fn link_beside(&mut self, e: E) {
+        if let Some(single) = self.single.take() {
+            self.heap(single);
         }
+        self.heap(e);
+    }
+
+    /// Puts a member into the heap that it belongs to.
+    fn heap(&mut self, e: E) {
+        let fair = &e.sched().fair;
+        let (vruntime, deadline) = (fair.vruntime.get(), fair.deadline.get());
+        let slot = self.shelf.put(e);
+        if self.average.reaches(vruntime) {
+            self.eligible.push(Entry { key: deadline, slot }, &mut self.shelf.places);
+        } else {
+            self.waiting.push(Entry { key: vruntime, slot }, &mut self.shelf.places);
+        }
+    }
+
+    /// Takes a queued task away.
+    fn unlink(&mut self, e: &E) -> Option<E> {
+        if self.single.as_ref().is_some_and(|single| single.id() == e.id()) {
+            return self.single.take();
+        }
+        let place = self.shelf.find(e)?;
+        let places = &mut self.shelf.places;
+        let entry = self.eligible.remove(place, places).or_else(|| self.waiting.remove(place, places))?;
+        self.shelf.take(entry.slot)
     }
 
     /// Brings the current task's virtual runtime up to date.
@@ -215,7 +250,15 @@ impl<E: Entity> Fair<E> {
     #[inline(never)]
     fn leave(&mut self, fair: &FairState, why: PutReason) {
         let (vruntime, weight) = (fair.vruntime.get(), fair.weight.get());
-        if why != PutReason::Exit {
+        if self.average.is_only(weight) {
+            // It is the average, and what it has had nobody else wanted.
+            fair.lag.set(0);
+            if why == PutReason::Migrate {
+                fair.left.set((fair.deadline.get().wrapping_sub(vruntime) as i64).max(1) as u64);
+            } else {
+                fair.left.set(0);
+            }
+        } else if why != PutReason::Exit {
             self.burn_off();
             let limit = (fair.virtual_slice.get() as i64).saturating_mul(2);
             let lag = (self.average.value().wrapping_sub(vruntime) as i64).clamp(-limit, limit);
@@ -236,58 +279,6 @@ impl<E: Entity> Fair<E> {
         }
         self.average.remove(vruntime, weight);
     }
-
-    /// The choice between the task that was current and a single other one, without ghosts: the average is between the two,
-    /// so that whoever has the lower virtual runtime is the eligible one, and no average is needed. `None`: not so simple.
-    #[inline(always)]
-    fn take_of_two(&mut self) -> Option<E> {
-        let prev = self.returning.as_ref()?;
-        if !self.waiting.is_empty() || !self.ghosts.is_empty() {
-            return None;
-        }
-        let (prev, other) = (&prev.sched().fair, &self.eligible.only()?.sched().fair);
-        let distance = prev.vruntime.get().wrapping_sub(other.vruntime.get()) as i64;
-        if distance < 0 || (distance == 0 && before(prev.deadline.get(), other.deadline.get())) {
-            return self.returning.take();
-        }
-        // In the heap of the eligible ones also if it isn't: that is found out when it is the first there.
-        let deadline = prev.deadline.get();
-        self.eligible.replace_only(deadline, self.returning.take()?)
-    }
-
-    /// Takes out the best task. None if there is none.
-    #[inline(never)]
-    fn take_best(&mut self) -> Option<E> {
-        self.burn_off();
-        self.promote();
-        while let Some(first) = self.eligible.first() {
-            if !self.is_eligible(first) {
-                // The average has fallen since it was looked at.
-                if let Some(e) = self.eligible.pop() {
-                    let vruntime = e.sched().fair.vruntime.get();
-                    self.waiting.push(vruntime, e);
-                }
-                continue;
-            }
-            let first = first.sched().fair.deadline.get();
-            let prev = self.returning.as_ref();
-            if prev.is_some_and(|prev| before(prev.sched().fair.deadline.get(), first) && self.is_eligible(prev)) {
-                return self.returning.take();
-            }
-            let best = self.eligible.pop();
-            self.settle();
-            return best;
-        }
-        if self.returning.is_some() {
-            return self.returning.take();
-        }
-        // Somebody always is eligible; should rounding ever have it otherwise, the one that is nearest to it runs.
-        let nearest = self.waiting.pop();
-        if nearest.is_none() {
-            self.forget_ghosts();
-        }
-        nearest
-    }
 }
 
 impl<E: Entity> Policy<E> for Fair<E> {
@@ -297,10 +288,10 @@ impl<E: Entity> Policy<E> for Fair<E> {
         match why {
             EnqueueReason::Preempted => {}
             EnqueueReason::Yield => {
-                // What is left of the request counts as run. Linux spares those that are not eligible at that moment (they
-                // give way anyway), with the effect that of three tasks that yield in turn one gets 40 %. A task is
-                // eligible when it is picked, so it gets no further ahead than a slice either way; while pushing only the deadline
-                // would let it push it out of sight.
+                // What is left of the request counts as run. Linux spares those that are not eligible at that moment
+                // (they give way anyway), with the effect that of three tasks that yield in turn one gets 40 %. A task
+                // is eligible when it is picked, so it gets no further ahead than a slice either way; while pushing
+                // only the deadline would let it push it out of sight.
                 let (vruntime, deadline) = (fair.vruntime.get(), fair.deadline.get());
                 self.average.advance(deadline.wrapping_sub(vruntime), fair.weight.get());
                 fair.vruntime.set(deadline);
@@ -315,10 +306,7 @@ impl<E: Entity> Policy<E> for Fair<E> {
 
     fn dequeue(&mut self, e: &E) -> Option<E> {
         self.settle();
-        let task = match self.eligible.remove(e) {
-            None => self.waiting.remove(e),
-            found => found,
-        }?;
+        let task = self.unlink(e)?;
         self.leave(&task.sched().fair, PutReason::Migrate);
         Some(task)
     }
@@ -352,12 +340,12 @@ impl<E: Entity> Policy<E> for Fair<E> {
 
     #[inline]
     fn len(&self) -> usize {
-        self.eligible.len() + self.waiting.len() + usize::from(self.returning.is_some())
+        self.heaped() + usize::from(self.single.is_some()) + usize::from(self.returning.is_some())
     }
 
     #[inline]
     fn is_empty(&self) -> bool {
-        self.eligible.is_empty() && self.waiting.is_empty() && self.returning.is_none()
+        self.single.is_none() && self.heaped() == 0 && self.returning.is_none()
     }
 
     /// A request is fulfilled, and there is somebody to give way to.
@@ -398,10 +386,12 @@ impl<E: Entity> Policy<E> for Fair<E> {
     /// One that is behind its share, if one of those is wanted.
     fn steal(&mut self, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
         self.settle();
-        let task = match self.eligible.remove_any(&mut wanted) {
-            None => self.waiting.remove_any(&mut wanted),
-            found => found,
-        }?;
+        let found = {
+            let heaped = self.eligible.iter().chain(self.waiting.iter());
+            let mut queued = self.single.iter().chain(heaped.filter_map(|entry| self.shelf.get(entry.slot)));
+            queued.find(|&e| wanted(e))?.clone()
+        };
+        let task = self.unlink(&found)?;
         self.leave(&task.sched().fair, PutReason::Migrate);
         Some(task)
     }

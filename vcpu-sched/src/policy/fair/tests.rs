@@ -7,6 +7,7 @@ use super::*;
 use crate::entity::SchedEntity;
 use crate::ids::TaskId;
 use crate::params::{Class, Nice, SchedParams};
+use crate::policy::heap;
 
 #[derive(Clone)]
 struct Task(Rc<(u32, SchedEntity)>);
@@ -124,4 +125,33 @@ fn virtual_time_is_real_time_by_weight() {
         }
     }
     assert_eq!(weight::virtual_time(u64::MAX, weight::IDLE, weight::inverse(weight::IDLE)), i64::MAX as u64);
+}
+
+/// How many entries a heap moves for one turn, and for one coming and going, with that many tasks.
+fn moves(count: u32) -> f64 {
+    const TURNS: u64 = 2_000;
+    let mut queue = starting_at(0);
+    for id in 0..count {
+        queue.enqueue(Task::new(id, SchedParams::NORMAL), EnqueueReason::New, Nanos::ZERO);
+    }
+    let spare = Task::new(count, SchedParams::NORMAL);
+    let before = heap::tests::moves();
+    for turn in 0..TURNS {
+        let task = queue.pick_next(Nanos::ZERO).expect("queued");
+        queue.put_prev(&task, Nanos(turn * 7919 % 4_000_000), PutReason::Preempted);
+        queue.enqueue(task, EnqueueReason::Preempted, Nanos::ZERO);
+        queue.enqueue(spare.clone(), EnqueueReason::Wake, Nanos::ZERO);
+        queue.dequeue(&spare).expect("just queued");
+    }
+    (heap::tests::moves() - before) as f64 / TURNS as f64
+}
+
+#[test]
+fn work_grows_with_the_logarithm_of_the_tasks() {
+    // Up to 6 operations of heaps, each at most once along a path of the depth log4(n), and the last move.
+    for count in [10, 100, 1_000, 10_000, 100_000] {
+        let (moves, depth) = (moves(count), f64::from(count).log(4.0));
+        assert!(moves > 1.0, "they are counted");
+        assert!(moves <= 6.0 * (depth + 2.0), "{count} tasks: {moves} moves");
+    }
 }

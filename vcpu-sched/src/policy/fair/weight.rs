@@ -4,7 +4,8 @@
 use crate::ids::Nanos;
 use crate::params::Nice;
 
-/// The slice of a task that asked for none. Linux's `base_slice_ns` is 0.7 ms times `1 + log2(CPUs)`, 2.8 ms on 8 CPUs and more.
+/// The slice of a task that asked for none. Linux's `base_slice_ns` is 0.7 ms times `1 + log2(CPUs)`, 2.8 ms on 8 CPUs
+/// and more.
 pub const DEFAULT_SLICE: Nanos = Nanos::from_millis(3);
 
 /// The weight of nice 0, for which virtual time is real time.
@@ -37,7 +38,8 @@ pub const fn virtual_time(real: u64, weight: u32, inverse: u32) -> u64 {
     if weight == NICE_0 {
         return real;
     }
-    // 1024 * 2^32 / weight = inverse * 2^10, so the shift is by 22. 64 by 32 bits: at most 2^96, one `mul` and one `shrd`.
+    // 1024 * 2^32 / weight = inverse * 2^10, so the shift is by 22. 64 by 32 bits: at most 2^96, one `mul` and one
+    // `shrd`.
     let wide = (real as u128 * inverse as u128) >> 22;
     if wide > i64::MAX as u128 { i64::MAX as u64 } else { wide as u64 }
 }
