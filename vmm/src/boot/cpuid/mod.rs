@@ -8,6 +8,8 @@ pub mod features;
 pub mod levels;
 pub mod model;
 
+use std::arch::x86_64::__cpuid;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -46,6 +48,22 @@ pub enum CpuidError {
     Model(#[from] ModelError),
 }
 
+/// Leaves of the brand string (Intel SDM vol. 2A, CPUID, "Processor Brand String").
+const BRAND: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+
+/// Some KVMs leave the brand string empty; then it is the host's.
+fn name(entries: &mut [kvm_cpuid_entry2]) {
+    if __cpuid(0x8000_0000).eax < *BRAND.end() {
+        return;
+    }
+    for entry in entries.iter_mut().filter(|e| BRAND.contains(&e.function)) {
+        if [entry.eax, entry.ebx, entry.ecx, entry.edx] == [0; 4] {
+            let host = __cpuid(entry.function);
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
+        }
+    }
+}
+
 /// The CPUID of every vCPU but for its APIC id.
 #[derive(Debug, Clone)]
 pub struct Template {
@@ -60,6 +78,7 @@ impl Template {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
         let mut entries = supported.as_slice().to_vec();
         model.apply(&mut entries, native)?;
+        name(&mut entries);
         Ok(Self::adapt(entries, topology, kvm.check_extension(Cap::TscDeadlineTimer)))
     }
 
@@ -173,6 +192,14 @@ pub(crate) mod tests {
         let entries = vec![kvm_cpuid_entry2 { function: 0, eax: 0xa, ..Default::default() }];
         let table = Template::adapt(entries, &flat(2), false).for_vcpu(1).unwrap();
         assert!(table.as_slice().iter().all(|e| !matches!(e.function, 0xb | 0x1f | HYPERVISOR_TIMING)));
+    }
+
+    #[test]
+    fn a_brand_that_kvm_gives_is_kept_and_a_missing_one_is_the_host_s() {
+        let leaf = |function, eax| kvm_cpuid_entry2 { function, eax, ..Default::default() };
+        let mut entries = [leaf(0x8000_0002, 0), leaf(0x8000_0003, 7), leaf(1, 0)];
+        name(&mut entries);
+        assert_eq!((entries[0].eax, entries[1].eax, entries[2].eax), (__cpuid(0x8000_0002).eax, 7, 0));
     }
 
     #[test]
