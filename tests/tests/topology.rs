@@ -78,13 +78,16 @@ fn dump(busybox: &Path, flags: &[&str]) -> (TempDir, Outcome) {
     (unpack(&outcome), outcome)
 }
 
-/// lscpu's columns for each CPU: number, core, socket, node, and the caches from L1d to L3.
-fn lscpu(lscpu: &Path, root: &Path, again: &Outcome) -> Vec<Vec<String>> {
+/// What lscpu says of each CPU, by column: CPU, Core, Socket, Node, and L1d to L3 where the caches are known.
+fn lscpu(lscpu: &Path, root: &Path, again: &Outcome) -> Vec<BTreeMap<String, String>> {
     let run = Run::new(lscpu).arg("--sysroot").arg(root).arg("-p=CPU,CORE,SOCKET,NODE,CACHE").run();
     run.expect_code(0);
-    let rows = run.text();
-    let rows = rows.lines().filter(|line| !line.starts_with('#'));
-    let rows: Vec<Vec<String>> = rows.map(|row| row.split([',', ':']).map(str::to_owned).collect()).collect();
+    let text = run.text();
+    let cells = |line: &str| line.split([',', ':']).map(str::to_owned).collect::<Vec<_>>();
+    let head = text.lines().filter_map(|line| line.strip_prefix("# ")).rfind(|line| line.starts_with("CPU,"));
+    let Some(head) = head.map(cells) else { run.fail("lscpu names its columns") };
+    let rows = text.lines().filter(|line| !line.starts_with('#'));
+    let rows: Vec<_> = rows.map(|row| head.iter().cloned().zip(cells(row)).collect()).collect();
     if rows.is_empty() {
         again.fail("lscpu finds no CPU in what the guest shows");
     }
@@ -92,18 +95,14 @@ fn lscpu(lscpu: &Path, root: &Path, again: &Outcome) -> Vec<Vec<String>> {
 }
 
 /// Fails unless two CPUs have equal values in `column` exactly if their places are equal on `level`.
-fn same_groups(rows: &[Vec<String>], shape: Shape, column: usize, level: usize, what: &str, again: &Outcome) {
+fn same_groups(rows: &[BTreeMap<String, String>], shape: Shape, column: &str, level: usize, again: &Outcome) {
     for a in rows {
         for b in rows {
-            let number = |row: &[String]| row[0].parse().expect("lscpu numbers CPUs");
+            let number = |row: &BTreeMap<String, String>| row["CPU"].parse().expect("lscpu numbers CPUs");
             let expected = place(shape, number(a))[level] == place(shape, number(b))[level];
             if (a[column] == b[column]) != expected {
-                again.fail(&format!(
-                    "lscpu: CPUs {} and {} should {}share a {what}",
-                    a[0],
-                    b[0],
-                    if expected { "" } else { "not " }
-                ));
+                let not = if expected { "" } else { "not " };
+                again.fail(&format!("lscpu: CPUs {} and {} should {not}share {column}", a["CPU"], b["CPU"]));
             }
         }
     }
@@ -114,7 +113,8 @@ fn hwloc(hwloc: &Path, root: &Path) -> impl Fn(&str) -> usize {
     let run = Run::new(hwloc).arg("--input").arg(root).args(["--of", "console", "--no-io", "--no-collapse"]).run();
     run.expect_code(0);
     let text = run.text();
-    move |kind| text.lines().filter(|line| line.trim_start().starts_with(kind)).count()
+    // Objects with one child share a line with it.
+    move |kind| text.matches(&format!("{kind} L#")).count()
 }
 
 #[test]
@@ -131,12 +131,13 @@ fn lscpu_and_hwloc_find_the_tree_of_20_shapes() {
         if rows.len() != vcpus(shape) as usize {
             outcome.fail(&format!("{} CPUs were asked for, lscpu finds {}", vcpus(shape), rows.len()));
         }
-        same_groups(&rows, shape, 1, 2, "core", &outcome);
-        same_groups(&rows, shape, 2, 0, "socket", &outcome);
-        // Where the host tells its caches: L1d, L1i, L2, L3.
-        if rows.iter().all(|row| row.len() >= 8) {
-            same_groups(&rows, shape, 6, 2, "level 2 cache", &outcome);
-            same_groups(&rows, shape, 7, 1, "level 3 cache", &outcome);
+        same_groups(&rows, shape, "Core", 2, &outcome);
+        same_groups(&rows, shape, "Socket", 0, &outcome);
+        // As far as the host tells its caches.
+        for (cache, level) in [("L1d", 2), ("L2", 2), ("L3", 1)] {
+            if rows.iter().all(|row| row.contains_key(cache)) {
+                same_groups(&rows, shape, cache, level, &outcome);
+            }
         }
         let count = hwloc(&hwloc_path, root.path());
         let [sockets, dies, cores, _] = shape;
@@ -187,7 +188,7 @@ fn nodes_have_their_cpus_memory_and_distances() {
     let nodes = "node=0,cpus=0,3,mem=96M,dist=1@31;node=1,cpus=1-2,mem=160M;node=2,mem=64M";
     let (root, outcome) = dump(&busybox, &["--topology", "cores=2,threads=2", "--numa", nodes]);
     let rows = lscpu(&lscpu_path, root.path(), &outcome);
-    let found: Vec<&str> = rows.iter().map(|row| row[3].as_str()).collect();
+    let found: Vec<&str> = rows.iter().map(|row| row["Node"].as_str()).collect();
     if found != ["0", "1", "1", "0"] {
         outcome.fail(&format!("lscpu finds the CPUs on nodes {found:?}"));
     }
@@ -214,8 +215,11 @@ fn the_host_s_own_tree_is_mirrored() {
     }
     let _beside_others = serial::shared();
     // Hosts with more CPUs than the kernel brings up, or with unequal branches, say so; their message is tested elsewhere.
-    let probe =
-        Run::new(taskvisor_tests::guest::taskvisor()).args(["run", "--topology", "host", "--"]).arg(&busybox).arg("true").run();
+    let probe = Run::new(taskvisor_tests::guest::taskvisor())
+        .args(["run", "--topology", "host", "--"])
+        .arg(&busybox)
+        .arg("true")
+        .run();
     if probe.stderr.contains("--topology host") || probe.stderr.contains("vCPUs") {
         return;
     }
@@ -223,8 +227,8 @@ fn the_host_s_own_tree_is_mirrored() {
     let levels = |root: &Path| {
         let rows = lscpu(&lscpu_path, root, &outcome);
         let count =
-            |column: usize| rows.iter().map(|row| row[column].clone()).collect::<std::collections::BTreeSet<_>>().len();
-        (rows.len(), count(1), count(2))
+            |column: &str| rows.iter().map(|row| row[column].clone()).collect::<std::collections::BTreeSet<_>>().len();
+        (rows.len(), count("Core"), count("Socket"))
     };
     assert_eq!(levels(root.path()), levels(Path::new("/")), "CPUs, cores and sockets; again: {}", outcome.typed);
 }
@@ -244,8 +248,8 @@ fn the_kernel_finds_qemu_s_tree() {
         let root = unpack(&outcome);
         let rows = lscpu(&lscpu_path, root.path(), &outcome);
         assert_eq!(rows.len() as u32, vcpus(shape), "again: {}", outcome.typed);
-        same_groups(&rows, shape, 1, 2, "core", &outcome);
-        same_groups(&rows, shape, 2, 0, "socket", &outcome);
+        same_groups(&rows, shape, "Core", 2, &outcome);
+        same_groups(&rows, shape, "Socket", 0, &outcome);
     }
 }
 
