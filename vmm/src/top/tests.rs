@@ -89,7 +89,7 @@ fn a_narrow_screen_and_the_help() {
 #[test]
 fn plain_text() {
     let text = view::plain(&model());
-    assert_eq!(text.lines().count(), 11, "{text}");
+    assert_eq!(text.lines().count(), 12, "{text}");
     let spin =
         text.lines().find(|line| line.ends_with("spin") && line.contains("running")).expect("a line for the task");
     let cells: Vec<_> = spin.split_whitespace().collect();
