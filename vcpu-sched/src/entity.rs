@@ -79,9 +79,10 @@ pub struct SchedEntity {
     pub(crate) deadline: DeadlineState,
     /// Rest of its slice under `SCHED_RR`.
     pub(crate) rr_left: U64Cell,
-    /// Its key under `count` and `runtime`, and what orders equals.
+    /// Its key under `count` and `runtime`, what orders equals, and the least key of the queue that it left last.
     pub(crate) key: U64Cell,
     pub(crate) key_order: U64Cell,
+    pub(crate) key_base: U64Cell,
 
     /// Its last CPU, plus one; 0: it never ran.
     last_cpu: U32Cell,
@@ -161,6 +162,7 @@ impl SchedEntity {
                 rr_left: U64Cell::new(0),
                 key: U64Cell::new(0),
                 key_order: U64Cell::new(0),
+                key_base: U64Cell::new(0),
                 last_cpu: U32Cell::new(0),
                 woken: U8Cell::new(0),
                 place_records: U16Cell::new(0),

@@ -115,6 +115,75 @@ fn keeps_the_contract(policy: &mut impl Policy<Task>, ops: Vec<Op>) -> Result<()
     Ok(())
 }
 
+/// Picks and has the pick run for a slice, so often; who ran.
+fn turns(queue: &mut Ordered<Task>, now: &mut Nanos, times: usize) -> Vec<u32> {
+    let turn = |_| {
+        let task = queue.pick_next(*now).unwrap();
+        *now += DEFAULT_SLICE;
+        queue.put_prev(&task, DEFAULT_SLICE, PutReason::Preempted);
+        queue.enqueue(task, EnqueueReason::Preempted, *now);
+        task.number()
+    };
+    (0..times).map(turn).collect()
+}
+
+#[test]
+fn who_ran_alone_for_long_owes_nothing_for_it() {
+    for measure in [Measure::Count, Measure::Runtime] {
+        let (mut queue, mut now) = (Ordered::new(measure), Nanos::ZERO);
+        let (old, new) = (Task::new(0), Task::new(1));
+        queue.enqueue(old, EnqueueReason::New, now);
+        let alone = queue.pick_next(now).unwrap();
+        let ran = Nanos::from_secs(10);
+        now += ran;
+        queue.enqueue(new, EnqueueReason::New, now);
+        assert!(queue.tick(&alone, ran));
+        queue.put_prev(&alone, ran, PutReason::Preempted);
+        queue.enqueue(alone, EnqueueReason::Preempted, now);
+        let order = turns(&mut queue, &mut now, 10);
+        assert_eq!(order.iter().filter(|&&n| n == 0).count(), 5, "{measure:?}: {order:?}");
+    }
+}
+
+#[test]
+fn who_slept_after_running_alone_owes_nothing_for_it() {
+    for measure in [Measure::Count, Measure::Runtime] {
+        let (mut queue, mut now) = (Ordered::new(measure), Nanos::ZERO);
+        let (old, new) = (Task::new(0), Task::new(1));
+        for _ in 0..100 {
+            queue.enqueue(old, EnqueueReason::Wake, now);
+            let alone = queue.pick_next(now).unwrap();
+            queue.put_prev(&alone, DEFAULT_SLICE, PutReason::Block);
+            now += DEFAULT_SLICE;
+        }
+        queue.enqueue(new, EnqueueReason::New, now);
+        queue.enqueue(old, EnqueueReason::Wake, now);
+        let order = turns(&mut queue, &mut now, 10);
+        assert_eq!(order.iter().filter(|&&n| n == 0).count(), 5, "{measure:?}: {order:?}");
+    }
+}
+
+#[test]
+fn a_measure_means_nothing_on_another_cpu() {
+    for measure in [Measure::Count, Measure::Runtime] {
+        let (mut here, mut there, mut now) = (Ordered::new(measure), Ordered::new(measure), Nanos::ZERO);
+        let [mover, stays, other] = [0, 1, 2].map(Task::new);
+        here.enqueue(mover, EnqueueReason::New, now);
+        here.enqueue(stays, EnqueueReason::New, now);
+        turns(&mut here, &mut now, 200);
+        there.enqueue(other, EnqueueReason::New, now);
+        let moved = here.steal(|task| task.number() == 0).unwrap();
+        there.enqueue(moved, EnqueueReason::Migrate, now);
+        let order = turns(&mut there, &mut now, 10);
+        assert_eq!(order.iter().filter(|&&n| n == 0).count(), 5, "{measure:?}: {order:?}");
+        // And it is no way to get rid of what one had more: back home it is where it was, or behind.
+        let moved = there.steal(|task| task.number() == 0).unwrap();
+        here.enqueue(moved, EnqueueReason::Migrate, now);
+        let order = turns(&mut here, &mut now, 10);
+        assert_eq!(order.iter().filter(|&&n| n == 0).count(), 5, "{measure:?}: {order:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn round_robin_keeps_the_contract(ops in ops()) {

@@ -418,8 +418,7 @@ fn random_workloads_break_no_invariant() {
 #[test]
 fn nobody_starves_under_any_policy() {
     // Sleepers that come and go beside hogs, on few CPUs: whoever is ready gets its turn. The bound is generous: all others
-    // of the CPU, each for a slice of round robin, twice. Under `count` and `runtime` a task that had more than the others
-    // waits until they have caught up, however long that takes: there everybody must get on, no more.
+    // of the CPU, each for a slice of round robin, twice.
     let sleeper = vec![Op::Run(Span::Exponential { mean: US(500) }), Op::Sleep(Span::Exponential { mean: MS(2) })];
     for policy in PolicyKind::ALL {
         for cpus in [1, 2, 4] {
@@ -430,9 +429,7 @@ fn nobody_starves_under_any_policy() {
             let figures = run(&config(cpus, policy), &Workload { groups, ..Workload::default() }, Nanos::from_secs(5));
             for task in &figures.tasks {
                 assert!(task.counters.run > MS(20), "{policy}, {cpus} CPUs: {task:?}");
-                let bound =
-                    if matches!(policy, PolicyKind::Fair | PolicyKind::RoundRobin) { MS(8 * 10 * 2) } else { MS(3000) };
-                assert!(task.counters.max_latency < bound, "{policy}, {cpus} CPUs: {task:?}");
+                assert!(task.counters.max_latency < MS(8 * 10 * 2), "{policy}, {cpus} CPUs: {task:?}");
             }
         }
     }
