@@ -6,7 +6,7 @@
 
 use crate::cpumask::CpuMask;
 use crate::ids::CpuId;
-use crate::placement::{CpuView, Level};
+use crate::placement::{CpuView, Level, level_soon};
 
 /// From whom an idle CPU takes a task: the one with the most, of those that share its cache if one of them has a task to
 /// spare, then of its node, then of all. Of equals the next one upwards, so that idle CPUs don't all go for the same.
@@ -59,7 +59,7 @@ pub fn push_target(level: Level, allowed: &CpuMask, from: CpuId, view: &impl Cpu
     let mut best: Option<(CpuId, (Level, bool))> = None;
     for cpu in allowed.iter_both_from(view.online(), from).filter(|&cpu| cpu != from) {
         let far = near.is_some_and(|near| !near.test(cpu));
-        let cost = (view.level(cpu), far);
+        let cost = (level_soon(cpu, view), far);
         if cost.0 < level && best.is_none_or(|(_, least)| cost < least) {
             best = Some((cpu, cost));
         }

@@ -126,6 +126,16 @@ fn idle_within(set: &CpuMask, start: CpuId, task: &Placement<'_>, view: &impl Cp
     any
 }
 
+/// How important what a CPU runs is, or the real-time task that it will run instead in a moment: a CPU that was just given
+/// one is no place for the next, though it still looks idle.
+pub(crate) fn level_soon(cpu: CpuId, view: &impl CpuView) -> Level {
+    let running = view.level(cpu);
+    match view.waiting_realtime(cpu) {
+        0 => running,
+        priority => running.max(Level::realtime(priority)),
+    }
+}
+
 /// Chooses the CPU for a waking real-time task: its last one if that runs something less important; else the allowed one
 /// that runs the least important, if that is less important; else its last one, where it waits for its turn.
 ///
@@ -133,7 +143,7 @@ fn idle_within(set: &CpuMask, start: CpuId, task: &Placement<'_>, view: &impl Cp
 pub fn select_cpu_realtime(level: Level, task: &Placement<'_>, waker: CpuId, view: &impl CpuView) -> CpuId {
     let last = task.last_cpu;
     let last_usable = task.allowed.test(last) && view.online().test(last);
-    if last_usable && view.level(last) < level {
+    if last_usable && level_soon(last, view) < level {
         return last;
     }
     match crate::balance::push_target(level, task.allowed, last, view) {

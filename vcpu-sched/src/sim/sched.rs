@@ -135,7 +135,8 @@ impl<S: Sink> Machine<'_, S> {
             None => true,
         };
         let earlier = cpu.wanted_tick(now).is_some_and(|at| timer_before.is_none_or(|before| at < before));
-        let waits = cpu.current.is_some();
+        // An idle CPU that wakes up runs the first of those that it was given.
+        let waits = cpu.current.is_some() || queued > 1;
         if target == me {
             cpu.arm_tick(now);
         }
