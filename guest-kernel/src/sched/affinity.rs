@@ -46,9 +46,17 @@ enum Then {
 /// [`Overcommitted`]: a deadline task whose budget no CPU of the mask can pay. Nothing has changed then.
 pub fn set_affinity(task: &Arc<Task>, mask: &CpuMask) -> Result<(), Overcommitted> {
     params::readmit(task, mask)?;
-    trace::affinity(task.id, &mask.to_le_bytes()[..(cpu::count() as usize).div_ceil(8)]);
+    record(task);
     settle(task);
     Ok(())
+}
+
+/// Tells the trace where a task may run, so that the checker knows.
+pub(super) fn record(task: &Task) {
+    if trace::on() {
+        let mask = task.affinity.lock().to_le_bytes();
+        trace::affinity(task.id, &mask[..(cpu::count() as usize).div_ceil(8)]);
+    }
 }
 
 /// Moves a task that is where it may not be (any more).

@@ -106,6 +106,7 @@ fn with_queue_of<R>(task: &Task, f: impl FnOnce(&Cpu, &mut Queue) -> R) -> Optio
 /// Starts a new task on the least loaded CPU that it may run on.
 pub fn start(task: Arc<Task>) {
     task::table::insert(&task);
+    affinity::record(&task);
     let _irq = IrqGuard::new();
     if let Ok(Action::Enqueue) = task.state.apply(Event::Start) {
         let me = cpu::this();
