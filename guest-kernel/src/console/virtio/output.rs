@@ -16,7 +16,7 @@ use crate::mm::address_space::Access;
 use crate::mm::frame::{self, OutOfMemory};
 use crate::mm::layout::PAGE_SIZE;
 use crate::mm::{PhysAddr, user};
-use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::sync::{IrqGuard, Mutex, SpinLock, WaitQueue};
 
 /// Writes up to this size are copied and don't wait for the device.
 const COPY_MAX: usize = 512;
@@ -221,6 +221,8 @@ impl Output {
 
     /// Waits on the spot until the device has everything, so that nothing depends on when that is.
     fn settle(&self) {
+        // All the while: else each look would be a point of chaos, and their number is the host's doing.
+        let _irq = IrqGuard::new();
         loop {
             let mut s = self.state.lock();
             s.reap();
