@@ -140,7 +140,7 @@ pub fn init(rsdp: u64, apic_ids: &[u32]) {
 /// From leaf 0x1F, else 0xB, else leaves 1 and 4.
 fn shifts() -> Shifts {
     let max = cpuid(0, 0).0;
-    let found = [0x1f, 0xb].into_iter().filter(|leaf| *leaf <= max).find_map(|leaf| levels(leaf));
+    let found = [0x1f, 0xb].into_iter().filter(|leaf| *leaf <= max).find_map(levels);
     found.unwrap_or_else(|| legacy(max))
 }
 
