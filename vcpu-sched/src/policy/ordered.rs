@@ -62,7 +62,15 @@ struct Key {
 impl<E: Entity> Ordered<E> {
     /// An empty queue.
     pub const fn new(measure: Measure) -> Self {
-        Self { tree: BTreeMap::new(), measure, slice: DEFAULT_SLICE, minimum: 0, arrivals: 0, charged: Nanos::ZERO, current: None }
+        Self {
+            tree: BTreeMap::new(),
+            measure,
+            slice: DEFAULT_SLICE,
+            minimum: 0,
+            arrivals: 0,
+            charged: Nanos::ZERO,
+            current: None,
+        }
     }
 
     /// What it is ordered by.
