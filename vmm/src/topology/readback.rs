@@ -102,8 +102,11 @@ pub fn madt(table: &[u8]) -> BTreeMap<u32, u32> {
     ids
 }
 
-/// Node by APIC id, and memory as (node, start, length) (ACPI 6.5, 5.2.16).
-pub fn srat(table: &[u8]) -> (BTreeMap<u32, u32>, Vec<(u32, u64, u64)>) {
+/// Node, start and length of a range of memory.
+pub type Range = (u32, u64, u64);
+
+/// Node by APIC id, and memory (ACPI 6.5, 5.2.16).
+pub fn srat(table: &[u8]) -> (BTreeMap<u32, u32>, Vec<Range>) {
     let (mut cpus, mut memory) = (BTreeMap::new(), Vec::new());
     for (kind, entry) in structures(table, 48) {
         match kind {
