@@ -24,7 +24,49 @@ run() {
     fi
 }
 
+# A run whose every trace record is held against the scheduler's invariants.
+trace=$(mktemp --suffix=.jsonl)
+trap 'rm -f "$trace"' EXIT
+checked() {
+    local vcpus=$1 flags=$2
+    shift 2
+    # shellcheck disable=SC2086 # several flags in one word
+    set -- "$taskvisor" run --vcpus "$vcpus" --memory 512M --timeout 300s $flags --trace "$trace" -- "$@"
+    local output status=0
+    output=$("$@" </dev/null 2>&1) || status=$?
+    if ((status == 0)); then
+        output=$("$taskvisor" report --complete --grace 2s "$trace" 2>&1) || status=$?
+    fi
+    if ((status != 0)); then
+        cp "$trace" "${trace%.jsonl}-failed.jsonl"
+        printf '%s\nsoak: exit code %d in round %d; its trace is %s; again:\n  ' "$output" "$status" "$rounds" \
+            "${trace%.jsonl}-failed.jsonl" >&2
+        printf '%q ' "$@" >&2
+        printf '&& %q report --complete --grace 2s %q\n' "$taskvisor" "$trace" >&2
+        exit 1
+    fi
+}
+
+stress() {
+    local policy vcpus seed
+    for policy in fair rr count runtime; do
+        for vcpus in 1 2 4 8; do
+            ((SECONDS < end)) || return 0
+            checked "$vcpus" "--policy $policy" "$programs/musl/schedstress" 1 8 32 16 5 "$RANDOM"
+        done
+    done
+    for vcpus in 1 2 4; do
+        for _ in 1 2 3 4; do
+            ((SECONDS < end)) || return 0
+            seed=$((RANDOM << 30 | RANDOM << 15 | RANDOM))
+            checked "$vcpus" "--chaos $seed --chaos-rate 16" "$programs/musl/schedstress" 1 4 6 3 3
+            checked "$vcpus" "--chaos $seed" "$programs/glibc/forkstorm" 1 4 8
+        done
+    done
+}
+
 while ((SECONDS < end)); do
+    stress
     for vcpus in 1 2 3 4 8; do
         for libc in musl glibc; do
             run "$vcpus" "$programs/$libc/fpu" 12 100

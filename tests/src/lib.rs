@@ -4,6 +4,7 @@
 //! [`run::Outcome`] whose checks print, when they fail, the command that repeats the run by itself. [`prereq`] finds what the
 //! tests need beside cargo.
 
+pub mod checked;
 pub mod guest;
 pub mod prereq;
 pub mod pty;

@@ -117,6 +117,9 @@ impl Guest {
         if let Some(policy) = config.policy.filter(|_| ours) {
             user_cmdline = format!("policy={policy} {user_cmdline}").trim_end().to_owned();
         }
+        if let Some(chaos) = config.chaos.filter(|_| ours) {
+            user_cmdline = format!("chaos={:#x} chaos_rate={} {user_cmdline}", chaos.seed, chaos.rate).trim_end().to_owned();
+        }
         Ok(Self { kernel, user_cmdline, archive, serial_console })
     }
 

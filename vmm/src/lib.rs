@@ -7,6 +7,7 @@
 pub mod affinity;
 pub mod archive;
 pub mod boot;
+pub mod chaos;
 pub mod config;
 pub mod console;
 pub mod control;

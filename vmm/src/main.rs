@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
@@ -70,8 +70,10 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             Ok(0)
         }
         Command::Report(args) => {
-            let idle_grace = Nanos(u64::try_from(args.idle_grace.as_nanos()).unwrap_or(u64::MAX));
-            let options = Options { elsewhere: idle_grace, complete: args.complete, ..Options::default() };
+            let nanos = |time: Duration| Nanos(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+            let elsewhere = nanos(args.idle_grace);
+            let options = Options { elsewhere, complete: args.complete, ..Options::default() };
+            let options = args.grace.map_or(options, |grace| options.at_least(nanos(grace)));
             let report = report::report(&args.trace, args.html.as_deref(), options)?;
             let text = if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
             // A closed pipe behind it is no error.

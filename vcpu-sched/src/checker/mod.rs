@@ -115,6 +115,23 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The same, with every patience at least so long: for a host that is known to be busy.
+    #[must_use]
+    pub fn at_least(self, grace: Nanos) -> Self {
+        let patient = |patience: Nanos| patience.max(grace);
+        Self {
+            own_queue: patient(self.own_queue),
+            kicked: patient(self.kicked),
+            elsewhere: patient(self.elsewhere),
+            throttled: patient(self.throttled),
+            lower_class: patient(self.lower_class),
+            forbidden: patient(self.forbidden),
+            ..self
+        }
+    }
+}
+
 /// Takes a trace record by record and tells at the end what it found.
 ///
 /// ```

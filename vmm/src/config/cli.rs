@@ -3,6 +3,7 @@
 //! The binary parses [`Cli`] and turns the flags of `run` and `image` into a [`Config`]. Pure, but for `--file`, which
 //! looks whether a name with a colon exists.
 
+use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::affinity::parse as pins;
 use crate::affinity::{self, Class, CoreScheduling, Entry};
 use crate::archive::build::clean;
 use crate::boot::cpuid::model::Model;
+use crate::chaos::{Chaos, DEFAULT_RATE};
 use crate::control::ctl::Question;
 use crate::topology::{NodeSpec, TopologyChoice, parse};
 use crate::trace::{Format, FormatError};
@@ -129,6 +131,9 @@ pub struct ReportArgs {
     /// A CPU may idle so long beside a task in another CPU's queue before that is a violation
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "100ms")]
     pub idle_grace: Duration,
+    /// The host was busy: no CPU is held to have been late before this time, whatever it should have done
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub grace: Option<Duration>,
     /// The trace has every task's beginning: one without it is a violation
     #[arg(long)]
     pub complete: bool,
@@ -245,6 +250,16 @@ pub struct GuestArgs {
     #[arg(long, value_name = "NAME", value_parser = policy_parser())]
     pub policy: Option<PolicyKind>,
 
+    /// Make the kernel's scheduler do at seeded points what it seldom does: preemptions, spurious wake-ups, late interrupts,
+    /// moves, pauses of vCPUs. On one vCPU time is virtual then, and the same seed gives the same run
+    #[arg(long, value_name = "SEED", value_parser = parse_seed)]
+    pub chaos: Option<u64>,
+
+    /// With --chaos: about one point in N does something
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE, requires = "chaos",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub chaos_rate: u32,
+
     /// A static Linux x86-64 program and its arguments. It is looked up like a shell does, and packed as /bin/NAME
     /// with argv[0] as given here
     #[arg(value_name = "PROGRAM", trailing_var_arg = true)]
@@ -297,6 +312,7 @@ impl From<GuestArgs> for Config {
             policy: args.policy,
             control: args.control,
             trace: args.trace,
+            chaos: args.chaos.map(|seed| Chaos { seed, rate: args.chaos_rate }),
         }
     }
 }
@@ -321,6 +337,14 @@ pub enum ValueError {
 /// The policies by name, for help and suggestions.
 fn policy_parser() -> impl TypedValueParser<Value = PolicyKind> {
     PossibleValuesParser::new(PolicyKind::ALL.map(PolicyKind::name)).try_map(|name| name.parse::<PolicyKind>())
+}
+
+/// A seed, decimal or hexadecimal with 0x.
+fn parse_seed(text: &str) -> Result<u64, ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
 }
 
 /// A file whose name tells a format, so that a wrong one shows before a guest has run.
@@ -413,6 +437,9 @@ mod tests {
             (&["--file", ":x"], "host path is empty"),
             (&["--log-level", "loud"], "possible values"),
             (&["--policy", "lottery"], "fair"),
+            (&["--chaos", "x"], "invalid digit"),
+            (&["--chaos-rate", "3"], "--chaos <SEED>"),
+            (&["--chaos", "0x7", "--chaos-rate", "0"], "0 is not in 1.."),
             (&["--trace", "x.json"], "unknown trace format .json"),
             (&["--no-such-flag"], "--no-such-flag"),
         ] {

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use vcpu_sched::runqueue::PolicyKind;
 
+use crate::chaos::Chaos;
+
 use crate::affinity;
 use crate::boot::cpuid::model::Model;
 use crate::topology::{NodeSpec, TopologyChoice};
@@ -145,6 +147,8 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Record what the guest does in this file.
     pub trace: Option<PathBuf>,
+    /// Disturb the scheduler.
+    pub chaos: Option<Chaos>,
 }
 
 impl Default for Config {
@@ -171,6 +175,7 @@ impl Default for Config {
             policy: None,
             control: None,
             trace: None,
+            chaos: None,
         }
     }
 }

@@ -78,6 +78,11 @@ impl Told {
         self.address.store((u64::from(page) << 12) + 1, Ordering::Release);
     }
 
+    /// Whether it has.
+    pub fn is_there(&self) -> bool {
+        self.get().is_some()
+    }
+
     /// Address and time.
     fn get(&self) -> Option<(u64, u64)> {
         let address = self.address.load(Ordering::Acquire).checked_sub(1)?;

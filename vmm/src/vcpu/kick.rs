@@ -52,6 +52,13 @@ impl Drop for Armed {
     }
 }
 
+/// As [`kick`], by the thread's number. If the thread has ended, nothing happens.
+pub fn kick_thread(tid: i32) {
+    // SAFETY: no memory is involved; a number that another of our threads has got meanwhile runs no vCPU, and the handler then
+    // does nothing.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, SIGRTMIN()) };
+}
+
 /// Makes the thread leave KVM_RUN, or not enter it.
 pub fn kick<T>(thread: &JoinHandle<T>) {
     // SAFETY: the handle has not been joined, so the thread's id is valid, even if the thread has ended.

@@ -19,6 +19,7 @@ use super::counts::{ExitCounts, Kind};
 use super::exit::{Exit, Fatal, RunPage, decode};
 use super::kick::Armed;
 use super::report::Snapshot;
+use crate::chaos::Pauses;
 use crate::memory::Ram;
 use crate::trace::VcpuTracer;
 
@@ -81,6 +82,8 @@ pub struct Vcpu {
     pub counts: Arc<ExitCounts>,
     /// Where its entries and exits are recorded.
     pub tracer: Option<VcpuTracer>,
+    /// Under chaos, how long it stays out of the guest when it was kicked.
+    pub pauses: Option<Pauses>,
 }
 
 enum State {
@@ -121,6 +124,7 @@ impl Vcpu {
                 Next::Continue => {}
                 Next::LookForCommands => {
                     self.fd.set_kvm_immediate_exit(0);
+                    self.stay_out();
                     return self.next_command(State::Running);
                 }
                 Next::Fail(reason) => {
@@ -135,6 +139,15 @@ impl Vcpu {
     fn trace(&mut self, record: impl FnOnce(&mut VcpuTracer)) {
         if let Some(tracer) = &mut self.tracer {
             record(tracer);
+        }
+    }
+
+    /// Under chaos a kick may cost some time.
+    fn stay_out(&mut self) {
+        if let Some(pause) = self.pauses.as_mut().and_then(Pauses::next_pause) {
+            self.trace(|tracer| tracer.pause(true));
+            std::thread::sleep(pause);
+            self.trace(|tracer| tracer.pause(false));
         }
     }
 

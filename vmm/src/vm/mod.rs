@@ -34,6 +34,7 @@ use crate::boot::cpuid::model::{Model, Native};
 use crate::boot::cpuid::{CpuidError, Template};
 use crate::boot::kernel::Entry;
 use crate::boot::{BootError, BootInfo, bzimage, layout, pvh};
+use crate::chaos::{Chaos, Disturber, Target};
 use crate::config::{LogLevel, LogSink};
 use crate::console::output::OutputError;
 use crate::console::terminal::RawMode;
@@ -44,7 +45,7 @@ use crate::control::server::Listening;
 use crate::control::socket::SocketError;
 use crate::event_loop::{self, Hub, LoopError};
 use crate::guest::Guest;
-use crate::guestview::Reader;
+use crate::guestview::{Reader, Told};
 use crate::host::Quirks;
 use crate::host::probe::isa::rings_that_see_our_cpuid;
 use crate::launch::kernel_cmdline;
@@ -192,6 +193,8 @@ pub struct Options {
     pub log_level: LogLevel,
     /// Where to record what the guest does.
     pub trace: Option<PathBuf>,
+    /// What disturbs it.
+    pub chaos: Option<Chaos>,
     /// When the process started.
     pub start: Instant,
     /// Where the control socket shall be.
@@ -227,7 +230,8 @@ pub struct Vm {
     control: Option<Listening>,
     topology: Topology,
     recorder: Option<Recorder>,
-    fd: VmFd,
+    told: Arc<Told>,
+    fd: Arc<VmFd>,
 }
 
 impl Vm {
@@ -278,13 +282,26 @@ impl Vm {
             devices: built.devices,
             events: built.events,
             milestones,
-            reader: Reader::new(ram.clone(), built.told, tsc_khz),
+            reader: Reader::new(ram.clone(), built.told.clone(), tsc_khz),
+            told: built.told,
             control,
             topology,
             ram,
             recorder,
-            fd,
+            fd: Arc::new(fd),
         })
+    }
+
+    /// The chaos that is the VMM's part: none with one vCPU, where the run shall be repeatable, and none for other kernels.
+    fn disturbed(&self) -> Option<Chaos> {
+        self.options.chaos.filter(|_| self.guest.is_ours() && self.options.vcpus > 1)
+    }
+
+    /// Starts it.
+    fn disturb(&self, threads: &Threads) -> io::Result<Option<Disturber>> {
+        let Some(chaos) = self.disturbed() else { return Ok(None) };
+        let targets = (0..).zip(threads.tids()).map(|(vcpu, tid)| Target { tid, apic_id: self.topology.apic_id(vcpu) });
+        Disturber::start(chaos, self.fd.clone(), targets.collect(), self.told.clone()).map(Some)
     }
 
     /// Runs the guest to its end on threads of its own, with the event loop in this one.
@@ -305,12 +322,14 @@ impl Vm {
             outcomes: sender,
             outcome_evt: outcome_evt.try_clone().map_err(host("can't make an eventfd"))?,
             recorder: self.recorder.as_ref(),
+            chaos: self.disturbed(),
         };
         self.milestones.note("vcpus_started");
         let mut threads =
             Threads::start(std::mem::take(&mut self.vcpus), &shared)?;
         let control = self.control.take().map(|listening| listening.serve(self.machine(&threads)));
         let control = control.transpose().map_err(host("can't start the control thread"))?;
+        let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         let result = event_loop::run(Hub {
             guest: self.events,
@@ -323,6 +342,7 @@ impl Vm {
             milestones: self.milestones,
         });
 
+        drop(disturber);
         self.devices.interrupt();
         threads.stop();
         drop(control);

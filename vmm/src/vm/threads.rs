@@ -14,6 +14,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::affinity::{AffinityError, Plan};
+use crate::chaos::{Chaos, Pauses};
 use crate::memory::Ram;
 use crate::trace::Recorder;
 use crate::vcpu::counts::ExitCounts;
@@ -53,6 +54,8 @@ pub struct Shared<'a> {
     pub placement: Arc<Plan>,
     /// What records them.
     pub recorder: Option<&'a Recorder>,
+    /// What disturbs them.
+    pub chaos: Option<Chaos>,
 }
 
 /// Why not all threads could be started.
@@ -91,6 +94,7 @@ impl Threads {
                 commands: receiver,
                 counts: counts.clone(),
                 tracer: shared.recorder.map(|recorder| recorder.tracer(id)),
+                pauses: shared.chaos.map(|chaos| Pauses::new(chaos, id)),
             };
             let (outcomes, evt) = (shared.outcomes.clone(), shared.outcome_evt.try_clone()?);
             let placement = shared.placement.clone();
@@ -125,6 +129,11 @@ impl Threads {
     /// Host thread id and exits of each vCPU.
     pub fn published(&self) -> impl Iterator<Item = (i32, Arc<ExitCounts>)> {
         self.vcpus.iter().map(|vcpu| (vcpu.tid, vcpu.counts.clone()))
+    }
+
+    /// Their host threads, in the order of the vCPUs.
+    pub fn tids(&self) -> impl Iterator<Item = i32> {
+        self.vcpus.iter().map(|vcpu| vcpu.tid)
     }
 
     /// Ends all threads, kicking until they have.
