@@ -29,7 +29,7 @@ const SHAPES: [Shape; 20] = [
     [2, 1, 1, 3],
     [3, 1, 1, 2],
     [1, 2, 1, 1],
-    [1, 3, 1, 1],
+    [1, 3, 2, 1],
     [1, 2, 3, 1],
     [2, 2, 1, 2],
     [1, 3, 1, 3],
@@ -146,7 +146,8 @@ fn lscpu_and_hwloc_find_the_tree_of_20_shapes() {
         if found != expected {
             outcome.fail(&format!("hwloc finds {found:?} packages, cores, PUs instead of {expected:?}"));
         }
-        if dies > 1 && count("Die") != (sockets * dies) as usize {
+        // hwloc shows no die that is a single core; those are told apart by the level 3 cache, above.
+        if dies > 1 && cores > 1 && count("Die") != (sockets * dies) as usize {
             outcome.fail(&format!("hwloc finds {} dies", count("Die")));
         }
     }
