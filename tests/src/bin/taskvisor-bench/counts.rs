@@ -9,6 +9,7 @@ use std::time::Duration;
 use taskvisor_tests::guest::program;
 use taskvisor_tests::qemu::Image;
 use taskvisor_tests::{Run, TempDir, prereq};
+use vcpu_sched::runqueue::PolicyKind;
 
 use crate::symbols::Symbols;
 use crate::table::{Row, Table};
@@ -17,7 +18,10 @@ use crate::table::{Row, Table};
 const BOOT: f64 = 300_000.0;
 const EACH_FURTHER_CPU: f64 = 60_000.0;
 const NULL_CALL: f64 = 150.0;
-const SWITCH: f64 = 250.0;
+/// Without the two halves of a call that are around it.
+const SWITCH: f64 = 350.0;
+/// From before the call that wakes until the woken task runs, likewise.
+const WAKE: f64 = 500.0;
 const MINOR_FAULT: f64 = 1_500.0;
 
 /// QEMU's `tcg` has no CPUID leaf for the TSC's frequency, which Taskvisor gives: told here, so that the kernel's measuring of
@@ -134,40 +138,67 @@ fn icount(run: Run) -> Run {
 
 /// Costs of single operations, by differences of the TSC in the program.
 fn operations(table: &mut Table, qemu: &Path) {
-    let ubench = |what: &str, count: &str| -> Result<BTreeMap<String, f64>, String> {
-        let image = Image::new(&TSC_KNOWN, &program("musl/ubench"), &[what, count]);
-        let outcome = icount(image.qemu(qemu, "tcg", "microvm", 1)).run();
-        let figures: BTreeMap<_, _> = outcome
-            .text()
-            .lines()
-            .filter_map(|line| {
-                let words: Vec<_> = line.split_whitespace().collect();
-                let [name, _, _, ticks] = words[..] else { return None };
-                Some((name.to_owned(), ticks.parse().ok()?))
-            })
-            .collect();
-        if figures.is_empty() {
-            Err(format!("ubench {what} gave no figure, exit code {}", outcome.code()))
-        } else {
-            Ok(figures)
-        }
-    };
+    let ubench = |what: &str, count: &str| ubench(qemu, "fair", 1, what, count);
     let get = |figures: &BTreeMap<String, f64>, name: &str| figures.get(name).copied().unwrap_or(f64::NAN);
 
     let null_call = ubench("syscall", "1000").map(|figures| get(&figures, "syscall") - get(&figures, "empty"));
-    push(table, "null system call (getppid)", null_call, NULL_CALL, "in the kernel");
-    let switch = ubench("yield", "500").map(|figures| get(&figures, "yield-pair") / 2.0);
-    push(
-        table,
-        "voluntary switch (sched_yield between two threads)",
-        switch,
-        SWITCH,
-        "the call and its library code included",
-    );
+    push(table, "null system call (getppid)", null_call.clone(), NULL_CALL, "in the kernel");
+    match null_call {
+        Ok(call) => PolicyKind::ALL.iter().for_each(|policy| switches(table, qemu, policy.name(), call)),
+        Err(why) => table.push(Row::missing("switches and wakes", why)),
+    }
     let fault = ubench("fault", "512").map(|figures| get(&figures, "minor-fault"));
     push(table, "minor page fault (first touch of a page)", fault, MINOR_FAULT, "the touching loop included");
     if let Ok(figures) = ubench("pipe", "200") {
         table.push(Row::new("pipe round trip between two threads", get(&figures, "pipe-round-trip"), "instructions"));
+    }
+}
+
+/// What ubench prints: instructions by name.
+fn ubench(qemu: &Path, policy: &str, cpus: u32, what: &str, count: &str) -> Result<BTreeMap<String, f64>, String> {
+    let flags = [TSC_KNOWN.as_slice(), &["--policy", policy]].concat();
+    let image = Image::new(&flags, &program("musl/ubench"), &[what, count]);
+    let outcome = icount(image.qemu(qemu, "tcg", "microvm", cpus)).run();
+    let figures: BTreeMap<_, _> = outcome
+        .text()
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let [name, _, _, ticks] = words[..] else { return None };
+            Some((name.to_owned(), ticks.parse().ok()?))
+        })
+        .collect();
+    if figures.is_empty() {
+        Err(format!("ubench {what} gave no figure, exit code {}", outcome.code()))
+    } else {
+        Ok(figures)
+    }
+}
+
+/// What changes with the policy. `call`: a null system call, which is taken off.
+fn switches(table: &mut Table, qemu: &Path, policy: &str, call: f64) {
+    let fair = policy == PolicyKind::Fair.name();
+    let figures = ubench(qemu, policy, 1, "switch", "200");
+    let remote = ubench(qemu, policy, 2, "remote", "20");
+    // The switch alone: half of what a pair of yields costs, without the call. A wake and what follows: without one call,
+    // half of which is the waker's and half the woken one's.
+    let rows = [
+        ("voluntary switch (sched_yield of two threads)", &figures, "yield-pair", 0.5, call, fair.then_some(SWITCH)),
+        ("futex wake, wait, switch to the woken", &figures, "wake-pair", 0.5, 2.0 * call, None),
+        ("wake to running, same CPU (SCHED_FIFO)", &figures, "wake-preempts", 1.0, call, fair.then_some(WAKE)),
+        ("tick to the next task's first instruction", &figures, "preempt", 1.0, 0.0, None),
+        ("wake to running, other idle CPU", &remote, "wake-remote", 1.0, call, None),
+    ];
+    for (name, figures, key, share, call, budget) in rows {
+        let name = format!("{policy}: {name}");
+        table.push(match figures {
+            Ok(figures) => match (figures.get(key), budget) {
+                (Some(value), Some(budget)) => Row::new(name, value * share - call, "instructions").budget(budget),
+                (Some(value), None) => Row::new(name, value * share - call, "instructions"),
+                (None, _) => Row::missing(name, "ubench ended before"),
+            },
+            Err(why) => Row::missing(name, why.clone()),
+        });
     }
 }
 

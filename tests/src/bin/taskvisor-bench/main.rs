@@ -6,6 +6,8 @@
 mod counts;
 mod exits;
 mod launch;
+mod programs;
+mod scheduler;
 mod speed;
 mod symbols;
 mod table;
@@ -24,7 +26,7 @@ fn main() -> ExitCode {
             "--json" => json = args.next().map(PathBuf::from),
             "--only" => only = args.next(),
             _ => {
-                eprintln!("usage: taskvisor-bench [--json FILE] [--only counts|launch|speed|exits]");
+                eprintln!("usage: taskvisor-bench [--json FILE] [--only counts|scheduler|launch|speed|exits|programs]");
                 return ExitCode::from(2);
             }
         }
@@ -32,9 +34,11 @@ fn main() -> ExitCode {
     let mut table = Table::default();
     let parts = [
         ("counts", counts::measure as fn(&mut Table)),
+        ("scheduler", scheduler::measure),
         ("launch", launch::measure),
         ("speed", speed::measure),
         ("exits", exits::measure),
+        ("programs", programs::measure),
     ];
     for (name, measure) in parts {
         if only.as_deref().is_none_or(|wanted| wanted == name) {
@@ -51,4 +55,10 @@ fn main() -> ExitCode {
         println!("written to {}", path.display());
     }
     ExitCode::SUCCESS
+}
+
+/// Of an odd number of values the middle one.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use taskvisor_tests::guest::program;
 use taskvisor_tests::{Guest, Outcome, Run, prereq};
 
+use crate::median;
 use crate::table::{Row, Table};
 
 /// Pairs of sieves.
@@ -124,9 +125,4 @@ fn ended(outcome: Outcome, code: i32) -> Result<Outcome, String> {
 
 fn range(values: &[f64]) -> (f64, f64) {
     values.iter().fold((f64::INFINITY, 0.0), |(low, high), value| (low.min(*value), high.max(*value)))
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
