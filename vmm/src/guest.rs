@@ -118,7 +118,8 @@ impl Guest {
             user_cmdline = format!("policy={policy} {user_cmdline}").trim_end().to_owned();
         }
         if let Some(chaos) = config.chaos.filter(|_| ours) {
-            user_cmdline = format!("chaos={:#x} chaos_rate={} {user_cmdline}", chaos.seed, chaos.rate).trim_end().to_owned();
+            user_cmdline =
+                format!("chaos={:#x} chaos_rate={} {user_cmdline}", chaos.seed, chaos.rate).trim_end().to_owned();
         }
         Ok(Self { kernel, user_cmdline, archive, serial_console })
     }

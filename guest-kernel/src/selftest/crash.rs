@@ -2,7 +2,8 @@
 
 use super::{Test, TestResult, tests};
 
-pub(super) const TESTS: &[Test] = tests![crash_stack_overflow, crash_panic, crash_null_pointer, crash_guard_page, crash_triple_fault];
+pub(super) const TESTS: &[Test] =
+    tests![crash_stack_overflow, crash_panic, crash_null_pointer, crash_guard_page, crash_triple_fault];
 
 /// Recursion that the compiler can't turn into a loop.
 #[inline(never)]

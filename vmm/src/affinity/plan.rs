@@ -47,7 +47,11 @@ pub struct Plan {
 }
 
 /// What each vCPU gets from a flag's entries.
-pub(super) fn spread<T: Clone>(flag: &'static str, entries: &[Entry<T>], vcpus: u32) -> Result<Vec<Option<T>>, AffinityError> {
+pub(super) fn spread<T: Clone>(
+    flag: &'static str,
+    entries: &[Entry<T>],
+    vcpus: u32,
+) -> Result<Vec<Option<T>>, AffinityError> {
     let mut values: Vec<Option<T>> = vec![None; vcpus as usize];
     let have = IdSet::below(vcpus);
     for entry in entries {

@@ -38,11 +38,11 @@ use crate::chaos::{Chaos, Disturber, Target};
 use crate::config::{LogLevel, LogSink};
 use crate::console::output::OutputError;
 use crate::console::terminal::RawMode;
-use crate::end::End;
 use crate::control;
 use crate::control::machine::{Facts, Machine};
 use crate::control::server::Listening;
 use crate::control::socket::SocketError;
+use crate::end::End;
 use crate::event_loop::{self, Hub, LoopError};
 use crate::guest::Guest;
 use crate::guestview::{Reader, Told};
@@ -54,10 +54,10 @@ use crate::signals::SignalFd;
 use crate::stats::{self, Milestones};
 use crate::topology::Topology;
 use crate::trace::{self, Recorder, TraceError};
+use crate::vcpu::kick;
+use crate::vcpu::report::{self, Tasks};
 use crate::vcpu::run_loop::Buses;
 use crate::vcpu::setup::{self, SetupError, Start};
-use crate::vcpu::report::{self, Tasks};
-use crate::vcpu::kick;
 
 /// The last id of an 8-bit APIC; 255 is the broadcast (Intel SDM vol. 3A, 11.6.1).
 const MAX_XAPIC_ID: u32 = 254;
@@ -107,7 +107,9 @@ pub enum VmError {
         max: u32,
     },
     /// Gaps in the numbering of a tree.
-    #[error("--topology needs APIC id {id}: this host's KVM takes ids below {limit}; use counts that are powers of two")]
+    #[error(
+        "--topology needs APIC id {id}: this host's KVM takes ids below {limit}; use counts that are powers of two"
+    )]
     ApicIds {
         /// The largest id.
         id: u32,
@@ -325,8 +327,7 @@ impl Vm {
             chaos: self.disturbed(),
         };
         self.milestones.note("vcpus_started");
-        let mut threads =
-            Threads::start(std::mem::take(&mut self.vcpus), &shared)?;
+        let mut threads = Threads::start(std::mem::take(&mut self.vcpus), &shared)?;
         let control = self.control.take().map(|listening| listening.serve(self.machine(&threads)));
         let control = control.transpose().map_err(host("can't start the control thread"))?;
         let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
