@@ -23,6 +23,8 @@ pub(super) const TESTS: &[Test] = tests![
     a_wait_that_ends_leaves_no_entry,
     a_yielding_tasks_stack_has_one_user,
     a_woken_tasks_stack_has_one_user,
+    a_task_waits_for_its_cpu_to_leave_its_stack,
+    a_cpu_that_goes_idle_hears_every_wake_up,
     a_moved_task_sees_its_cpus_slot,
     interrupts_keep_a_leaf_functions_locals,
     idle_cpus_go_to_sleep,
@@ -91,22 +93,24 @@ fn a_wait_that_ends_leaves_no_entry() -> TestResult {
     Ok(())
 }
 
+/// How long a race is run.
+const RACE: Nanos = Nanos::from_millis(700);
+
 /// What the tasks of a stack test share.
 struct Users {
     wrong: AtomicU32,
-    /// Tasks that have had all their turns.
-    done: AtomicU32,
+    /// Tasks that still take turns.
+    busy: AtomicU32,
     queue: WaitQueue,
 }
 
 impl Users {
-    fn new() -> Self {
-        Self { wrong: AtomicU32::new(0), done: AtomicU32::new(0), queue: WaitQueue::new() }
-    }
-
-    /// Gives the CPU away by `leave`, often, and sees that nobody else has used this task's stack meanwhile.
-    fn leave_often(&self, turns: u64, leave: impl Fn(&Self)) {
-        for turn in 0..turns {
+    /// Gives the CPU away by `leave`, often, and sees that nobody else has used this task's stack meanwhile. For a while, not a
+    /// number of times: the windows are short, and what opens them wide is the host, when it takes a vCPU's core away.
+    fn leave_often(&self, leave: impl Fn(&Self)) {
+        let (end, mut turn) = (time::now() + RACE, 0);
+        while turn < 100 || time::now() < end {
+            turn += 1;
             let mark = turn << 32 | u64::from(current().id.0);
             let mut marks = [0u64; 8];
             for m in &mut marks {
@@ -122,56 +126,170 @@ impl Users {
     }
 }
 
-/// A task that yields lies in its CPU's queue while that CPU still stands on its stack: idle CPUs, which look for work all the
-/// time here, must not take it yet.
-fn a_yielding_tasks_stack_has_one_user() -> TestResult {
-    extern "C" fn yields(argument: usize) -> ! {
-        let users = take::<Users>(argument);
-        users.leave_often(500, |_| sched::yield_now());
-        drop(users);
-        sched::exit_current()
+/// Sleeps a little, as often as it can: its CPU becomes idle and looks for work all the time. Does `work` in between.
+fn nap_often(users: &Users, work: impl Fn(&Users)) {
+    let nobody = WaitQueue::new();
+    while users.busy.load(Ordering::Relaxed) > 0 {
+        work(users);
+        let _ = nobody.wait_interruptible(Some(time::now() + Nanos(20_000)), || None::<()>);
     }
-    let (users, pass) = share(Users::new());
-    let tasks = (0..cpu::count() + 2).map(|_| spawn("yields", None, yields, pass())).collect::<Result<Vec<_>, _>>()?;
+}
+
+extern "C" fn naps(argument: usize) -> ! {
+    nap_often(&take::<Users>(argument), |_| ());
+    sched::exit_current()
+}
+
+extern "C" fn naps_and_wakes(argument: usize) -> ! {
+    nap_often(&take::<Users>(argument), |users| users.queue.wake_all());
+    sched::exit_current()
+}
+
+extern "C" fn yields(argument: usize) -> ! {
+    let users = take::<Users>(argument);
+    users.leave_often(|_| sched::yield_now());
+    users.busy.fetch_sub(1, Ordering::Relaxed);
+    drop(users);
+    sched::exit_current()
+}
+
+extern "C" fn blocks(argument: usize) -> ! {
+    let users = take::<Users>(argument);
+    users.leave_often(|users| {
+        let mut looks = 0;
+        // Not before it announced to block, and not right after it, but when it was woken.
+        users.queue.wait_until(|| {
+            looks += 1;
+            (looks > 2).then_some(())
+        });
+    });
+    users.busy.fetch_sub(1, Ordering::Relaxed);
+    drop(users);
+    sched::exit_current()
+}
+
+/// Runs `leave` on fewer tasks than there are CPUs, and a napping one on every CPU.
+fn race(leave: extern "C" fn(usize) -> !, nap: extern "C" fn(usize) -> !) -> TestResult {
+    let n = cpu::count().saturating_sub(1).max(1);
+    let (users, pass) = share(Users { wrong: AtomicU32::new(0), busy: AtomicU32::new(n), queue: WaitQueue::new() });
+    let leaving = (0..n).map(|_| spawn("leaves", None, leave, pass()));
+    let napping = (0..cpu::count()).map(|i| spawn_on(i, "naps", nap, pass()));
+    let tasks = leaving.chain(napping).collect::<Result<Vec<_>, _>>()?;
     tasks.iter().for_each(join);
     check!(users.wrong.load(Ordering::Relaxed) == 0, "{} wrong stacks", users.wrong.load(Ordering::Relaxed));
     Ok(())
 }
 
+/// A task that yields lies in its CPU's queue while that CPU still stands on its stack: idle CPUs must not take it yet.
+fn a_yielding_tasks_stack_has_one_user() -> TestResult {
+    race(yields, naps)
+}
+
 /// A task that blocks is woken at once, from another CPU, which would rather run it itself: it must not, as long as the first
 /// one stands on its stack.
 fn a_woken_tasks_stack_has_one_user() -> TestResult {
-    extern "C" fn blocks(argument: usize) -> ! {
-        let users = take::<Users>(argument);
-        users.leave_often(300, |users| {
-            let mut looks = 0;
-            users.queue.wait_until(|| {
-                looks += 1;
-                (looks > 2).then_some(())
-            });
-        });
-        users.done.fetch_add(1, Ordering::Relaxed);
-        drop(users);
-        sched::exit_current()
-    }
-    extern "C" fn wakes(argument: usize) -> ! {
-        let users = take::<Users>(argument);
-        while users.done.load(Ordering::Relaxed) < cpu::count() + 1 {
-            users.queue.wake_all();
-            // Asleep for a moment, so that its CPU looks idle to whoever places a task.
-            let nobody = WaitQueue::new();
-            let _ = nobody.wait_interruptible(Some(time::now() + Nanos(20_000)), || None::<()>);
+    race(blocks, naps_and_wakes)
+}
+
+/// A task that hears every ring of a bell, by number.
+struct Bell {
+    queue: WaitQueue,
+    rung: AtomicU32,
+    heard: AtomicU32,
+    rings: u32,
+    /// Before each wait, the listener forbids itself the CPU that it is on.
+    wanders: bool,
+}
+
+extern "C" fn listen(argument: usize) -> ! {
+    let bell = take::<Bell>(argument);
+    for i in 1..=bell.rings {
+        if bell.wanders {
+            let mut elsewhere = sched::online_mask();
+            elsewhere.clear(CpuId(0));
+            elsewhere.clear(cpu::this().id);
+            let me = current();
+            *me.affinity.lock() = elsewhere.clone();
+            me.restrict_to(&elsewhere);
         }
-        drop(users);
-        sched::exit_current()
+        bell.queue.wait_until(|| (bell.rung.load(Ordering::Acquire) >= i).then_some(()));
+        bell.heard.store(i, Ordering::Release);
     }
-    let (users, pass) = share(Users::new());
-    let sleepers =
-        (0..cpu::count() + 1).map(|_| spawn("blocks", None, blocks, pass())).collect::<Result<Vec<_>, _>>()?;
-    let wakers = (0..cpu::count()).map(|i| spawn_on(i, "wakes", wakes, pass())).collect::<Result<Vec<_>, _>>()?;
-    sleepers.iter().chain(&wakers).for_each(join);
-    check!(users.wrong.load(Ordering::Relaxed) == 0, "{} wrong stacks", users.wrong.load(Ordering::Relaxed));
-    Ok(())
+    drop(bell);
+    sched::exit_current()
+}
+
+fn bell(rings: u32, wanders: bool) -> (Arc<Bell>, impl Fn() -> usize) {
+    let (rung, heard) = (AtomicU32::new(0), AtomicU32::new(0));
+    share(Bell { queue: WaitQueue::new(), rung, heard, rings, wanders })
+}
+
+/// A task blocks, and its CPU is held up before it has left the stack: by a run queue that it wants to take work from. The task
+/// is woken and may only run elsewhere; it must not, before its CPU gets on.
+fn a_task_waits_for_its_cpu_to_leave_its_stack() -> TestResult {
+    if cpu::count() < 3 {
+        return Ok(());
+    }
+    let me = current().to_arc();
+    move_to(&me, CpuId(0))?;
+    let (stop, pass_stop) = share(AtomicBool::new(false));
+    // Makes this CPU one to take work from.
+    let company = spawn_on(0, "compete", compete, pass_stop())?;
+    let (bell, pass) = bell(20, true);
+    let listener = spawn_on(1, "listen", listen, pass())?;
+    let mut result = Ok(());
+    for i in 1..=bell.rings {
+        wait_for("the listener", HANG_MS, || bell.heard.load(Ordering::Acquire) == i - 1)?;
+        let queue = cpu::this().run_queue.lock();
+        let until = |ms: u64, done: &dyn Fn() -> bool| {
+            let end = time::now() + Nanos::from_millis(ms);
+            while !done() && time::now() < end {
+                core::hint::spin_loop();
+            }
+        };
+        until(HANG_MS, &|| listener.state.load() == State::Blocked);
+        let left = cpu::get(CpuId(listener.cpu.load(Ordering::Relaxed))).ok_or("no such CPU")?;
+        let switches = left.stats.switches.load(Ordering::Relaxed);
+        bell.rung.store(i, Ordering::Release);
+        bell.queue.wake_one();
+        until(5, &|| bell.heard.load(Ordering::Acquire) == i);
+        // Acquire above: who ran the task has seen its CPU leave it, and so do we.
+        let still_there = core::ptr::eq(left.current.load(Ordering::Relaxed), Arc::as_ptr(&listener))
+            && left.stats.switches.load(Ordering::Relaxed) == switches;
+        if bell.heard.load(Ordering::Acquire) == i && still_there {
+            result = Err(alloc::format!("ring {i}: ran elsewhere while CPU {} stood on its stack", left.id.0));
+        }
+        drop(queue);
+    }
+    join(&listener);
+    stop.store(true, Ordering::Relaxed);
+    join(&company);
+    sched::set_affinity(&me, &CpuMask::full(cpu::MAX_CPUS as u32)).map_err(|e| alloc::format!("{e}"))?;
+    result
+}
+
+/// A wake-up that comes while a CPU goes idle is heard, at whatever moment of that it comes.
+fn a_cpu_that_goes_idle_hears_every_wake_up() -> TestResult {
+    if cpu::count() < 2 {
+        return Ok(());
+    }
+    let (bell, pass) = bell(1_000, false);
+    move_to(&current().to_arc(), CpuId(0))?;
+    let listener = spawn_on(1, "listen", listen, pass())?;
+    for i in 1..=bell.rings {
+        let end = time::now() + Nanos::from_millis(HANG_MS);
+        while bell.heard.load(Ordering::Acquire) != i - 1 {
+            check!(time::now() < end, "ring {} was not heard", i - 1);
+            core::hint::spin_loop();
+        }
+        for _ in 0..i {
+            core::hint::spin_loop();
+        }
+        bell.rung.store(i, Ordering::Release);
+        bell.queue.wake_one();
+    }
+    join(&listener);
+    sched::set_affinity(&current().to_arc(), &CpuMask::full(cpu::MAX_CPUS as u32)).map_err(|e| alloc::format!("{e}"))
 }
 
 /// Whichever CPU runs a task, the task's root maps that CPU's own slot.
