@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint soak clean
+.PHONY: help setup demo test bench lint mutants soak clean
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -32,6 +32,10 @@ bench: ## counts and times, each beside its counterpart; writes target/bench.jso
 lint: ## formatting and clippy, host and guest; warnings are errors
 	@resources/setup.sh build
 	@tests/lint.sh
+
+mutants: ## takes protections out one by one; each must make its test fail
+	@resources/setup.sh build test
+	@tests/mutants.sh
 
 soak: ## the stress programs over and over for SOAK_MINUTES (10)
 	@resources/setup.sh build
