@@ -9,12 +9,14 @@ use vcpu_sched::ids::Nanos;
 use vcpu_sched::runqueue::PolicyKind;
 
 use super::span::parse_time;
+use crate::topology::{TopologyChoice, parse};
 
 /// Shown under the help.
 pub const EXAMPLES: &str = "\
 Examples:
   taskvisor sim --workload list
   taskvisor sim --cpus 8 --policy fair --workload builtin:mixed
+  taskvisor sim --topology sockets=2,cores=16,threads=2 --workload builtin:hackbench
   taskvisor sim --workload my.toml --policy rr --seed 7 --trace out.pftrace
   taskvisor sim --workload recorded.pftrace --cpus 2 --policy runtime
 
@@ -28,9 +30,13 @@ pub struct SimArgs {
     #[arg(long, value_name = "FILE|builtin:NAME|list")]
     pub workload: String,
 
-    /// Number of CPUs, 1 to 1024 [default: the workload's, else 1]
+    /// Number of CPUs, 1 to 1024 [default: what --topology says, else the workload's, else 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
+
+    /// Which of them share cores, caches and memory, as `run` takes it [default: the workload's, else nobody does]
+    #[arg(long, value_name = "TREE", value_parser = parse::topology)]
+    pub topology: Option<TopologyChoice>,
 
     /// Policy of ordinary tasks: fair, rr, count or runtime [default: the workload's, else fair]
     #[arg(long, value_name = "POLICY")]

@@ -84,8 +84,9 @@ pub fn text(result: &Simulated) -> String {
         End::Deadlock { waiting } => format!("{waiting} tasks wait for each other, and nothing will wake them"),
     };
     let mut text = format!(
-        "{} CPUs, policy {}, seed {}: {} of virtual time; {end}\n{} events in {:.2} s, {:.2} million a second\n\n",
+        "{} CPUs{}, policy {}, seed {}: {} of virtual time; {end}\n{} events in {:.2} s, {:.2} million a second\n\n",
         config.cpus,
+        result.shape.map_or(String::new(), |shape| format!(" ({shape})")),
         config.policy,
         config.seed,
         short(figures.time),

@@ -11,12 +11,14 @@ use vcpu_sched::runqueue::{PolicyKind, UnknownPolicy};
 use vcpu_sched::sim::model::Workload;
 use vcpu_sched::sim::{Config, Costs, Fault, Figures, Machine};
 
-use vcpu_sched::topology::Topology;
+use vcpu_sched::topology::{Seat, Topology};
 
 use super::args::SimArgs;
 use super::file::{File, MachineTable};
 use super::observe::Observer;
 use super::source::{self, SourceError};
+use crate::config::text::TextError;
+use crate::topology::{self, Place, Shape, TopologyError};
 use crate::trace::{Header, TraceError, VERSION};
 
 /// Virtual time if neither flag nor workload says one.
@@ -40,6 +42,12 @@ pub enum SimError {
         /// Why.
         source: UnknownPolicy,
     },
+    /// The workload's topology can't be read.
+    #[error("[machine] topology: {0}")]
+    Tree(TextError),
+    /// The topology and the number of CPUs don't go together.
+    #[error("{0} (of a simulated machine, --vcpus is --cpus)")]
+    Topology(#[from] TopologyError),
     /// The simulation.
     #[error("{0}")]
     Fault(Fault),
@@ -53,6 +61,8 @@ pub enum SimError {
 pub struct Simulated {
     /// As it was run.
     pub config: Config,
+    /// Who shares what with whom, if anybody was said to.
+    pub shape: Option<Shape>,
     /// Until when it was to run.
     pub duration: Nanos,
     /// What ran.
@@ -73,9 +83,9 @@ pub struct Simulated {
 /// [`SimError`].
 pub fn run(args: &SimArgs) -> Result<Simulated, SimError> {
     let File { machine, workload, .. } = source::load(&args.workload)?;
-    let config = configure(args, &machine)?;
+    let (config, shape) = configure(args, &machine)?;
     let duration = args.duration.or(machine.duration.map(|time| time.0)).unwrap_or(DEFAULT_DURATION);
-    let command = command(args, &config, duration);
+    let command = command(args, &config, shape, duration);
     let header = Header {
         version: VERSION,
         cpus: config.cpus,
@@ -99,10 +109,32 @@ pub fn run(args: &SimArgs) -> Result<Simulated, SimError> {
     progress.clear();
     let figures = machine.finish(end);
     let outcome = observer.finish()?;
-    Ok(Simulated { config, duration, workload, figures, outcome, wall: start.elapsed(), command })
+    Ok(Simulated { config, shape, duration, workload, figures, outcome, wall: start.elapsed(), command })
 }
 
-fn configure(args: &SimArgs, machine: &MachineTable) -> Result<Config, SimError> {
+/// The tree of CPUs, if one was asked for. A tree on the command line makes the workload's number of CPUs void.
+fn tree(args: &SimArgs, machine: &MachineTable) -> Result<Option<topology::Topology>, SimError> {
+    let (choice, cpus) = match (args.topology, &machine.topology) {
+        (Some(choice), _) => (choice, args.cpus),
+        (None, Some(text)) => (topology::parse::topology(text).map_err(SimError::Tree)?, args.cpus.or(machine.cpus)),
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(topology::resolve(cpus, Some(choice), &[], 0)?))
+}
+
+/// What the scheduler makes of it: the threads of a core share its units, a die its cache, a socket its memory.
+fn seats(tree: &topology::Topology) -> Topology {
+    let Shape { dies, cores, .. } = tree.shape();
+    let seat = |cpu| {
+        let Place { socket, die, core, .. } = tree.place(cpu);
+        let cache = socket * dies + die;
+        Seat { core: cache * cores + core, cache, node: socket }
+    };
+    Topology::new(&(0..tree.vcpus()).map(seat).collect::<Vec<_>>())
+}
+
+fn configure(args: &SimArgs, machine: &MachineTable) -> Result<(Config, Option<Shape>), SimError> {
+    let tree = tree(args, machine)?;
     let policy = match (args.policy, &machine.policy) {
         (Some(policy), _) => policy,
         (None, Some(name)) => name.parse().map_err(|source| SimError::Policy { name: name.clone(), source })?,
@@ -111,9 +143,9 @@ fn configure(args: &SimArgs, machine: &MachineTable) -> Result<Config, SimError>
     let usual = Costs::default();
     let cost =
         |flag: Option<Nanos>, file: Option<super::span::Time>, usual| flag.or(file.map(|time| time.0)).unwrap_or(usual);
-    Ok(Config {
-        cpus: args.cpus.or(machine.cpus).unwrap_or(1),
-        topology: Topology::flat(),
+    let config = Config {
+        cpus: tree.as_ref().map(topology::Topology::vcpus).or(args.cpus).or(machine.cpus).unwrap_or(1),
+        topology: tree.as_ref().map_or(Topology::flat(), seats),
         policy,
         seed: args.seed,
         costs: Costs {
@@ -123,14 +155,16 @@ fn configure(args: &SimArgs, machine: &MachineTable) -> Result<Config, SimError>
             idle_exit: cost(args.idle_exit, machine.idle_exit, usual.idle_exit),
         },
         per_task: args.tasks,
-    })
+    };
+    Ok((config, tree.map(|tree| tree.shape())))
 }
 
 /// The command that repeats a run, whatever defaults change.
-fn command(args: &SimArgs, config: &Config, duration: Nanos) -> String {
+fn command(args: &SimArgs, config: &Config, shape: Option<Shape>, duration: Nanos) -> String {
     let Costs { switch, call, ipi, idle_exit } = config.costs;
+    let topology = shape.map_or(String::new(), |shape| format!(" --topology {shape}"));
     format!(
-        "taskvisor sim --workload {} --cpus {} --policy {} --seed {} --duration {duration} --switch-cost {switch} \
+        "taskvisor sim --workload {} --cpus {}{topology} --policy {} --seed {} --duration {duration} --switch-cost {switch} \
          --call-cost {call} --ipi-latency {ipi} --idle-exit {idle_exit}",
         args.workload, config.cpus, config.policy, config.seed
     )
@@ -169,5 +203,61 @@ impl Progress {
         if self.shown.is_some() {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use vcpu_sched::ids::CpuId;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SimArgs,
+    }
+
+    fn args(flags: &str) -> SimArgs {
+        Line::parse_from(["sim", "--workload", "builtin:mixed"].into_iter().chain(flags.split_whitespace())).args
+    }
+
+    #[test]
+    fn the_tree_of_cpus_reaches_the_scheduler() {
+        let (config, shape) =
+            configure(&args("--topology sockets=2,dies=2,cores=3,threads=2"), &MachineTable::default()).unwrap();
+        assert_eq!(
+            (config.cpus, shape.map(|s| s.to_string()).as_deref()),
+            (24, Some("sockets=2,dies=2,cores=3,threads=2"))
+        );
+        let mask = |list: &str| list.parse().unwrap();
+        let (topology, cpu) = (config.topology, CpuId(15));
+        assert_eq!(topology.siblings(cpu), Some(&mask("14-15")));
+        assert_eq!(topology.shared_cache(cpu), Some(&mask("12-17")));
+        assert_eq!(topology.node(cpu), Some(&mask("12-23")));
+    }
+
+    #[test]
+    fn flags_go_before_the_workload_and_must_agree() {
+        let file = MachineTable { cpus: Some(8), topology: Some("sockets=2".to_owned()), ..MachineTable::default() };
+        let cpus = |flags: &str| configure(&args(flags), &file).map(|(config, _)| config.cpus);
+        assert_eq!(cpus("").unwrap(), 8);
+        assert_eq!(cpus("--cpus 4").unwrap(), 4);
+        assert_eq!(cpus("--topology cores=3").unwrap(), 3);
+        assert!(cpus("--cpus 5").unwrap_err().to_string().contains("can't be divided by 2"));
+        let wrong = MachineTable { topology: Some("shelves=2".to_owned()), ..MachineTable::default() };
+        let error = configure(&args(""), &wrong).unwrap_err().to_string();
+        assert!(error.starts_with("[machine] topology: ") && error.contains("'shelves'"), "{error}");
+    }
+
+    #[test]
+    fn the_command_that_repeats_a_run_is_whole() {
+        let simulated = run(&args("--cpus 2 --duration 20ms --seed 5 --policy rr")).unwrap();
+        assert!(simulated.outcome.is_some_and(|outcome| outcome.violations() == 0));
+        let again = Line::try_parse_from(simulated.command.split_whitespace().skip(1)).unwrap().args;
+        let second = run(&again).unwrap();
+        assert_eq!(second.command, simulated.command);
+        assert_eq!(format!("{:?}", second.figures), format!("{:?}", simulated.figures));
     }
 }
