@@ -10,6 +10,8 @@ use crate::trace;
 
 /// Halts until there is something to run; never returns. The CPU's own idle task runs it.
 pub fn run() -> ! {
+    // A CPU that has never looked for work is not known as idle, and nobody would call it for a task that waits elsewhere.
+    sched::yield_now();
     loop {
         instr::cli();
         let me = cpu::this();

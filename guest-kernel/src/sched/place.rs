@@ -181,7 +181,8 @@ pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
         } else {
             publish(cpu, &rq);
         }
-        let waits = !cpu.chosen.load(Ordering::Relaxed).is_null();
+        // An idle CPU that wakes up runs the first of those that it was given.
+        let waits = !cpu.chosen.load(Ordering::Relaxed).is_null() || rq.len() > 1;
         let kick = tell(me, cpu, &mut rq, &queued, now);
         if trace::on() {
             record(&queued, why, from, target, rq.len() as u32, kick);
