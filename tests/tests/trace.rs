@@ -40,7 +40,7 @@ fn perfetto_understands_it() {
     let dir = TempDir::new();
     let Some(path) = record(&dir, "x.pftrace", &[]) else { return };
     let check = Run::new("python3").arg(root().join("tests/check_perfetto.py")).arg(&path);
-    let outcome = check.env("PYTHONPATH", &package.display().to_string()).run();
+    let outcome = check.env("PYTHONPATH", package.display().to_string()).run();
     outcome.expect_code(0);
     let found: Value = serde_json::from_str(&outcome.text()).expect("the check prints JSON");
     for event in ["sched_switch", "sched_waking", "sched_wakeup_new", "sched_process_exit"] {
