@@ -20,7 +20,7 @@ fn every_policy_schedules_programs() {
     for policy in ["fair", "rr", "count", "runtime"] {
         let guest = Guest::new(2).flag("--policy").flag(policy);
         guest.run(&program("musl/sched"), &[] as &[&str]).expect_code(0).expect_stdout(OUTPUT);
-        guest.run(&program("musl/primes"), &["100000", "4"]).expect_code(0).expect_stdout("PASS");
+        guest.run(&program("musl/primes"), ["100000", "4"]).expect_code(0).expect_stdout("PASS");
     }
 }
 
