@@ -212,3 +212,49 @@ pub fn load(path: &Path) -> Result<File, ReplayError> {
     let description = format!("a replay of {}", path.display());
     Ok(File { description, machine, workload: recorder.finish()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use vcpu_sched::checker::{Checker, Options};
+    use vcpu_sched::events::Record;
+    use vcpu_sched::ids::CpuId;
+    use vcpu_sched::runqueue::PolicyKind;
+    use vcpu_sched::sim::{Config, Costs, End, Machine, Sink};
+    use vcpu_sched::topology::Topology;
+
+    use super::*;
+
+    struct Watch(Checker);
+
+    impl Sink for Watch {
+        fn record(&mut self, cpu: CpuId, record: &Record) {
+            self.0.feed(vcpu_sched::checker::Stamped { cpu, time: Nanos(record.tsc), record: *record });
+        }
+    }
+
+    /// `sh -c 'for i in 1 2; do (seq 1 20 | wc -l; sleep 0.02) & done; wait'` with two vCPUs, as a guest ran it.
+    #[test]
+    fn a_guests_trace_runs_to_its_end_on_every_machine() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sim/testdata/shell.pftrace");
+        let file = load(&path).unwrap();
+        assert_eq!(file.machine.cpus, Some(2));
+        let run = |program: &[Op]| -> u64 {
+            program.iter().map(|op| if let Op::Run(Span::Constant(time)) = op { time.0 } else { 0 }).sum()
+        };
+        let computed: u64 = file.workload.groups.iter().map(|group| run(&group.program)).sum();
+        for policy in PolicyKind::ALL {
+            for cpus in [1, 2, 5] {
+                let (topology, costs) = (Topology::flat(), Costs::NONE);
+                let config = Config { cpus, topology, policy, seed: 1, costs, per_task: false };
+                let mut watch = Watch(Checker::new(Options { complete: true, ..Options::default() }));
+                let mut machine = Machine::new(config, &file.workload, &mut watch).unwrap();
+                let end = machine.run(Nanos::from_secs(600), u64::MAX).unwrap().unwrap();
+                let figures = machine.finish(end);
+                assert_eq!(figures.end, End::AllEnded, "{policy}, {cpus} CPUs");
+                let ran: u64 = figures.groups.iter().map(|group| group.run.0).sum();
+                assert_eq!(ran, computed, "{policy}, {cpus} CPUs: other work than in the trace");
+                assert_eq!(watch.0.finish().violations(), 0, "{policy}, {cpus} CPUs");
+            }
+        }
+    }
+}
