@@ -70,7 +70,7 @@ fn two_cpus() -> (u32, u32) {
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("and this line").trim();
     let mut numbers = list.split([',', '-']).map(|number| number.parse().expect("a number"));
     let first = numbers.next().expect("one at least");
-    (first, numbers.last().unwrap_or(first))
+    (first, numbers.next_back().unwrap_or(first))
 }
 
 #[test]
