@@ -6,7 +6,7 @@ use std::path::Path;
 use taskvisor_tests::Run;
 use taskvisor_tests::guest::taskvisor;
 
-const COMMANDS: [&str; 4] = ["", "run", "image", "doctor"];
+const COMMANDS: [&str; 8] = ["", "run", "image", "doctor", "report", "sim", "top", "ctl"];
 
 #[test]
 fn cli_md_is_what_help_prints() {
