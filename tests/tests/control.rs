@@ -30,8 +30,11 @@ impl Running {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let outcome = running.ctl(["tasks", "--json"]);
-            let names = |list: Value| list.as_array().map(|l| l.iter().filter(|task| task["name"] == "sleep").count());
-            if outcome.code() == 0 && serde_json::from_str(&outcome.text()).ok().and_then(names) == Some(1) {
+            let there = |list: Value| {
+                let sleepers = find(&list, "sleep");
+                sleepers.len() == 1 && sleepers[0]["state"] == "blocked" && find(&list, "busybox").len() == 2
+            };
+            if outcome.code() == 0 && serde_json::from_str(&outcome.text()).is_ok_and(there) {
                 return Some(running);
             }
             assert!(Instant::now() < deadline, "the guest's tasks did not come: {}", outcome.text());

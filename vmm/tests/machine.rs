@@ -94,6 +94,16 @@ impl Machine {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskvisor"));
         command.arg("run").arg("--kernel").arg(self.path()).args(args).stdin(Stdio::null());
+        // Whoever runs the tests in the background or under nohup has these ignored, which a child inherits.
+        // SAFETY: signal(2) is async-signal-safe, and SIG_DFL is a disposition of each of them.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
         command
     }
 
@@ -360,7 +370,7 @@ fn refusals_are_one_line_with_the_right_code() {
     let os = |path: &'static str| Path::new(path).as_os_str();
     let kernel = kernel.as_os_str();
     let cases: [(&[&std::ffi::OsStr], i32, &str); 12] = [
-        (&[os("--kernel"), kernel, os("--vcpus"), os("0")], 125, "--vcpus 0"),
+        (&[os("--kernel"), kernel, os("--vcpus"), os("0")], 125, "0 vCPUs"),
         (&[os("--kernel"), kernel, os("--vcpus"), os("10000")], 125, "10000"),
         (&[os("--kernel"), kernel, os("--memory"), os("1M")], 125, "--memory"),
         (&[os("--kernel"), kernel, os("--memory"), os("100000T")], 125, "--memory"),

@@ -98,7 +98,7 @@ pub enum TopologyError {
         known: u64,
     },
     /// Zero, or beyond any machine.
-    #[error("{vcpus} vCPUs: 1 to {MAX_VCPUS} are possible")]
+    #[error("{vcpus} vCPUs: 1 to {MAX_VCPUS} are possible (--vcpus, --topology)")]
     Count {
         /// How many were asked for.
         vcpus: u64,
