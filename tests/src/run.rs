@@ -91,15 +91,25 @@ impl Run {
     pub fn run(self) -> Outcome {
         let typed = self.typed();
         let start = Instant::now();
-        let mut child = Command::new(&self.args[0])
+        let mut command = Command::new(&self.args[0]);
+        command
             .args(&self.args[1..])
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .unwrap_or_else(|e| panic!("could not start: {e}\n  {typed}"));
+            .process_group(0);
+        // Whoever runs the tests in the background or under nohup has these ignored, which a child inherits.
+        // SAFETY: signal(2) is async-signal-safe, and SIG_DFL is a disposition of each of them.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("could not start: {e}\n  {typed}"));
 
         let mut input = child.stdin.take().expect("piped");
         let bytes = self.stdin;
