@@ -15,7 +15,8 @@ use taskvisor_devices::virtio::console::Drained;
 use taskvisor_devices::virtio::mmio::MmioTransport;
 use taskvisor_devices::{debug_exit, directory, doorbell, milestone, reset, uart};
 
-use super::{Options, VmError, host, kvm_call};
+use super::Options;
+use super::error::{VmError, host, kvm_call};
 use crate::boot::acpi::VirtioMmio;
 use crate::boot::layout;
 use crate::config::LogSink;

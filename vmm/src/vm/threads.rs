@@ -21,7 +21,7 @@ use crate::vcpu::counts::ExitCounts;
 use crate::vcpu::kick;
 use crate::vcpu::run_loop::{Buses, Command, Outcome, Vcpu};
 
-/// How long the threads have to end (issue 2: clean shutdown in under 100 ms).
+/// How long the threads have to end, so that shutting down stays below 100 ms.
 const SHUTDOWN: Duration = Duration::from_millis(80);
 /// A kick is repeated in this interval, for a thread that was in another system call.
 const KICK_AGAIN: Duration = Duration::from_millis(5);
