@@ -70,6 +70,10 @@ pub enum EntryKind {
     Cpu = 3,
     /// The table of tasks, see `taskview`.
     Tasks = 4,
+    /// The clock page, see `clock::page`.
+    Clock = 8,
+    /// The mailbox, see [`requests`](crate::requests).
+    Mailbox = 5,
 }
 
 /// Head of a trace ring, 192 bytes; the records follow. The guest writes HEAD and LOST, the host TAIL; each on its own cache

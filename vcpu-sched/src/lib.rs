@@ -18,12 +18,13 @@
 //! | [`topology`] | who shares cores and caches | yes |
 //! | [`cpu`] | halting without losing a wake-up, coalescing IPIs | yes |
 //! | [`accounting`] | what a task did with its time | yes |
-//! | [`clock`] | TSC ticks to nanoseconds and back | yes |
+//! | [`clock`] | ticks to nanoseconds and back, and the page by which the VMM steers that | yes |
 //! | [`timer`] | the queue of armed timers | yes |
 //! | [`events`] | trace records | yes |
 //! | [`checker`] | whether a trace keeps the invariants | no |
 //! | [`directory`] | where a guest keeps what its VMM may read | no |
 //! | [`taskview`] | where in it tasks and CPUs are found | no |
+//! | [`requests`] | what a VMM asks of its guest | no |
 //!
 //! # Three rules that hold everywhere
 //! 1. A task's state ([`task::state`]) says what may happen to it; whether a CPU still stands on its stack (`on_cpu`,
@@ -52,6 +53,7 @@ pub mod ids;
 pub mod params;
 pub mod placement;
 pub mod policy;
+pub mod requests;
 pub mod runqueue;
 #[cfg(feature = "sim")]
 pub mod sim;
