@@ -230,6 +230,8 @@ pub enum WaitReason {
     Signal = 7,
     /// Memory.
     Memory = 8,
+    /// Its resumption: it was suspended from outside.
+    Suspended = 9,
 }
 
 /// What a chaos point did.

@@ -158,6 +158,8 @@ fields! {
         SleepNanos: 8,
         /// When it came to what it is in (on a CPU, ready, blocked), in nanoseconds of the kernel's monotonic clock.
         Since: 8,
+        /// Who holds it off its program: 0 for nobody, see [`Suspension`](crate::task::suspension::Suspension).
+        Suspension: 4,
     }
 }
 
@@ -226,9 +228,10 @@ impl TaskKind {
 
 /// A [`WaitReason`](crate::events::WaitReason) by its number, as a word to print; `None` if it isn't one.
 pub const fn wait_name(number: u8) -> Option<&'static str> {
-    const NAMES: [&str; 9] = ["other", "futex", "io", "sleep", "child", "mutex", "poll", "signal", "memory"];
+    const NAMES: [&str; 10] =
+        ["other", "futex", "io", "sleep", "child", "mutex", "poll", "signal", "memory", "suspended"];
     // The last one: a new reason needs a name.
-    const _: () = assert!(NAMES.len() == crate::events::WaitReason::Memory as usize + 1);
+    const _: () = assert!(NAMES.len() == crate::events::WaitReason::Suspended as usize + 1);
     if (number as usize) < NAMES.len() { Some(NAMES[number as usize]) } else { None }
 }
 

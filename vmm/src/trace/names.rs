@@ -79,8 +79,8 @@ pub(super) fn migrate_reason(why: u8) -> &'static str {
 
 /// What a task waits for.
 pub(super) fn wait_reason(why: u64) -> &'static str {
-    use WaitReason::{Child, Futex, Io, Memory, Mutex, Other, Poll, Signal, Sleep};
-    const NAMES: [(WaitReason, &str); 9] = [
+    use WaitReason::{Child, Futex, Io, Memory, Mutex, Other, Poll, Signal, Sleep, Suspended};
+    const NAMES: [(WaitReason, &str); 10] = [
         (Other, "other"),
         (Futex, "futex"),
         (Io, "io"),
@@ -90,6 +90,7 @@ pub(super) fn wait_reason(why: u64) -> &'static str {
         (Poll, "poll"),
         (Signal, "signal"),
         (Memory, "memory"),
+        (Suspended, "suspended"),
     ];
     NAMES.iter().find(|(known, _)| *known as u64 == why).map_or("unknown", |(_, name)| name)
 }
