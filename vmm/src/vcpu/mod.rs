@@ -1,4 +1,4 @@
-//! vCPUs: set-up, the run loop, the exit decoder, kicks, and the report of a fatal exit.
+//! vCPUs: set-up, the run loop and its orders, the exit decoder, kicks, and the report of a fatal exit.
 //!
 //! [`crate::vm`] is the only caller. One thread owns one vCPU for its whole life.
 
@@ -7,4 +7,5 @@ pub mod exit;
 pub mod kick;
 pub mod report;
 pub mod run_loop;
+pub mod seat;
 pub mod setup;

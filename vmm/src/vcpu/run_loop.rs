@@ -1,16 +1,15 @@
 //! One vCPU's thread: a state machine around KVM_RUN.
 //!
 //! ```text
-//!            Pause                    Stop, or the other side has gone
-//!  Running ---------> Paused    Running, Paused ---------------------> Finished(Stopped)
+//!            held                     told to leave
+//!  Running ---------> Parked    Running, Parked ----------------------> Finished(Stopped)
 //!     ^                 |       Running -- an exit nobody expects ----> Finished(Failed(report))
-//!     +-----Resume------+
+//!     +---- let go -----+
 //! ```
-//! [`crate::vm`] spawns [`Vcpu::run`] on a thread of its own and talks to it through commands followed by
-//! [`super::kick`]. Commands are looked at only after an interrupted KVM_RUN, never on the hot path.
+//! [`crate::vm`] spawns [`Vcpu::run`] on a thread of its own and gives it orders through its [`super::seat`], each
+//! followed by a [`super::kick`]. Orders are looked at only after an interrupted KVM_RUN, never on the hot path.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
 
 use kvm_ioctls::VcpuFd;
 use taskvisor_devices::bus::Bus;
@@ -19,20 +18,10 @@ use super::counts::{ExitCounts, Kind};
 use super::exit::{Exit, Fatal, RunPage, decode};
 use super::kick::Armed;
 use super::report::Snapshot;
+use super::seat::{Taken, Turn};
 use crate::chaos::Pauses;
 use crate::memory::Ram;
 use crate::trace::VcpuTracer;
-
-/// What the owner of a vCPU may ask of it; each is followed by a kick.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
-    /// Stay out of the guest until `Resume`.
-    Pause,
-    /// Go on.
-    Resume,
-    /// End the thread.
-    Stop,
-}
 
 /// Why a vCPU's thread ended.
 #[derive(Debug)]
@@ -77,7 +66,7 @@ pub struct Vcpu {
     /// Guest memory, for reports.
     pub ram: Ram,
     /// What it is asked to do.
-    pub commands: Receiver<Command>,
+    pub seat: Taken,
     /// Its exits.
     pub counts: Arc<ExitCounts>,
     /// Where its entries and exits are recorded.
@@ -88,7 +77,7 @@ pub struct Vcpu {
 
 enum State {
     Running,
-    Paused,
+    Parked,
     Finished(Outcome),
 }
 
@@ -96,13 +85,14 @@ impl Vcpu {
     /// Runs the vCPU until it ends. Call it on the thread that shall be the vCPU's for good.
     pub fn run(mut self) -> Outcome {
         let _armed = Armed::new(&mut self.fd);
+        self.seat.arrive();
         self.trace(VcpuTracer::begin);
-        // A kick before this point has set no flag, but its command waits in the channel.
-        let mut state = self.next_command(State::Running);
+        // A kick before this point has set no flag, but what it was about is known to the seat.
+        let mut state = self.obey();
         loop {
             state = match state {
                 State::Running => self.running(),
-                State::Paused => self.paused(),
+                State::Parked => self.parked(),
                 State::Finished(outcome) => return outcome,
             }
         }
@@ -122,10 +112,10 @@ impl Vcpu {
             self.trace(|tracer| tracer.reason(kind));
             match next {
                 Next::Continue => {}
-                Next::LookForCommands => {
+                Next::Obey => {
                     self.fd.set_kvm_immediate_exit(0);
                     self.stay_out();
-                    return self.next_command(State::Running);
+                    return self.obey();
                 }
                 Next::Fail(reason) => {
                     let snapshot = Snapshot::take(&mut self.fd, &self.ram);
@@ -151,38 +141,24 @@ impl Vcpu {
         }
     }
 
-    /// Out of the guest until the next command.
-    fn paused(&mut self) -> State {
+    /// Out of the guest until there are other orders.
+    fn parked(&mut self) -> State {
         self.trace(|tracer| tracer.pause(true));
-        let command = self.commands.recv();
+        self.seat.wait();
         self.trace(|tracer| tracer.pause(false));
-        match command {
-            Ok(command) => on_command(State::Paused, command),
-            Err(_) => State::Finished(Outcome::Stopped),
-        }
+        self.obey()
     }
 
-    /// Takes all commands that wait.
-    fn next_command(&mut self, mut state: State) -> State {
+    /// Does what others want of this vCPU, until it may go on or has to wait.
+    fn obey(&mut self) -> State {
         loop {
-            state = match self.commands.try_recv() {
-                Ok(command) => on_command(state, command),
-                Err(TryRecvError::Empty) => return state,
-                Err(TryRecvError::Disconnected) => return State::Finished(Outcome::Stopped),
-            };
-            if let State::Finished(_) = state {
-                return state;
+            match self.seat.turn() {
+                Turn::Run => return State::Running,
+                Turn::Wait => return State::Parked,
+                Turn::Leave => return State::Finished(Outcome::Stopped),
+                Turn::Work(job) => job(&mut self.fd),
             }
         }
-    }
-}
-
-fn on_command(state: State, command: Command) -> State {
-    match (state, command) {
-        (State::Finished(outcome), _) => State::Finished(outcome),
-        (_, Command::Stop) => State::Finished(Outcome::Stopped),
-        (_, Command::Pause) => State::Paused,
-        (_, Command::Resume) => State::Running,
     }
 }
 
@@ -190,7 +166,7 @@ fn on_command(state: State, command: Command) -> State {
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Continue,
-    LookForCommands,
+    Obey,
     Fail(Fatal),
 }
 
@@ -217,9 +193,9 @@ fn serve(exit: Exit<'_>, buses: &Buses) -> (Kind, Next) {
             buses.mmio.write(address, data);
             (Kind::MmioWrite, Next::Continue)
         }
-        Exit::Interrupted => (Kind::Interrupted, Next::LookForCommands),
+        Exit::Interrupted => (Kind::Interrupted, Next::Obey),
         // With KVM's irqchip a halted vCPU waits in the kernel, so this doesn't happen; if it does, waiting again is right.
-        Exit::Halted => (Kind::Halted, Next::LookForCommands),
+        Exit::Halted => (Kind::Halted, Next::Obey),
         Exit::Fatal(fatal) => (Kind::Fatal, Next::Fail(fatal)),
     }
 }
@@ -267,14 +243,5 @@ mod tests {
         assert_eq!(data, [0xff; 4]);
         serve(Exit::MmioRead { address: 0xd000_0003, data: &mut data[..1] }, &buses);
         assert_eq!(data, [4, 0xff, 0xff, 0xff]);
-    }
-
-    #[test]
-    fn stop_wins_and_pause_waits() {
-        assert!(matches!(on_command(State::Running, Command::Pause), State::Paused));
-        assert!(matches!(on_command(State::Paused, Command::Resume), State::Running));
-        assert!(matches!(on_command(State::Paused, Command::Stop), State::Finished(Outcome::Stopped)));
-        let finished = State::Finished(Outcome::Stopped);
-        assert!(matches!(on_command(finished, Command::Resume), State::Finished(_)));
     }
 }

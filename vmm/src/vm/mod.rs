@@ -8,6 +8,7 @@ mod devices;
 mod error;
 mod load;
 mod make;
+pub mod run_control;
 mod threads;
 
 use std::io;
@@ -25,6 +26,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use self::devices::Devices;
 pub use self::error::VmError;
 use self::error::host;
+use self::run_control::RunControl;
 use self::threads::{Shared, Threads};
 use crate::affinity::Plan;
 use crate::boot::cpuid::Template;
@@ -114,6 +116,7 @@ pub struct Vm {
     recorder: Option<Recorder>,
     told: Arc<Told>,
     fd: Arc<VmFd>,
+    run_control: RunControl,
 }
 
 impl Vm {
@@ -159,6 +162,7 @@ impl Vm {
         Ok(Self {
             guest,
             options,
+            run_control: RunControl::new(vcpus.len()),
             vcpus,
             buses: Arc::new(built.buses),
             devices: built.devices,
@@ -197,6 +201,7 @@ impl Vm {
         let outcome_evt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("can't make an eventfd"))?;
         let (sender, outcomes) = channel();
         let shared = Shared {
+            control: self.run_control.clone(),
             run_size: self.fd.run_size(),
             buses: self.buses.clone(),
             ram: self.ram.clone(),

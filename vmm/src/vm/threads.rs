@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::run_control::RunControl;
 use crate::affinity::{AffinityError, Plan};
 use crate::chaos::{Chaos, Pauses};
 use crate::memory::Ram;
 use crate::trace::Recorder;
 use crate::vcpu::counts::ExitCounts;
 use crate::vcpu::kick;
-use crate::vcpu::run_loop::{Buses, Command, Outcome, Vcpu};
+use crate::vcpu::run_loop::{Buses, Outcome, Vcpu};
 
 /// How long the threads have to end, so that shutting down stays below 100 ms.
 const SHUTDOWN: Duration = Duration::from_millis(80);
@@ -32,7 +33,6 @@ const STACK: usize = 256 << 10;
 
 struct VcpuThread {
     thread: JoinHandle<()>,
-    commands: Sender<Command>,
     counts: Arc<ExitCounts>,
     /// Host thread id.
     tid: i32,
@@ -40,6 +40,8 @@ struct VcpuThread {
 
 /// What all vCPUs share.
 pub struct Shared<'a> {
+    /// Who stops and asks them.
+    pub control: RunControl,
     /// Size of a `kvm_run` mapping.
     pub run_size: usize,
     /// Where I/O goes.
@@ -70,9 +72,9 @@ pub enum StartError {
 }
 
 /// Running vCPUs; stopped when dropped.
-#[derive(Default)]
 pub struct Threads {
     vcpus: Vec<VcpuThread>,
+    control: RunControl,
 }
 
 impl Threads {
@@ -80,10 +82,10 @@ impl Threads {
     /// runs anything before it is told to by another, comes last: no guest instruction runs before every thread has its
     /// place on the host.
     pub fn start(fds: Vec<VcpuFd>, shared: &Shared<'_>) -> Result<Self, StartError> {
-        let mut threads = Self::default();
+        let mut threads = Self { vcpus: Vec::with_capacity(fds.len()), control: shared.control.clone() };
         for (index, fd) in fds.into_iter().enumerate().rev() {
             let id = index as u32;
-            let (commands, receiver) = channel();
+            let seat = shared.control.take_seat(index).ok_or_else(|| io::Error::other("a vCPU without a seat"))?;
             let counts = Arc::new(ExitCounts::default());
             let vcpu = Vcpu {
                 id,
@@ -91,7 +93,7 @@ impl Threads {
                 run_size: shared.run_size,
                 buses: shared.buses.clone(),
                 ram: shared.ram.clone(),
-                commands: receiver,
+                seat,
                 counts: counts.clone(),
                 tracer: shared.recorder.map(|recorder| recorder.tracer(id)),
                 pauses: shared.chaos.map(|chaos| Pauses::new(chaos, id)),
@@ -115,7 +117,7 @@ impl Threads {
             })?;
             let tid = tid.recv().map_err(|_| io::Error::other("a vCPU thread ended at once"))??;
             log::info!("vCPU {id} is host thread {tid}");
-            threads.vcpus.push(VcpuThread { thread, commands, counts, tid });
+            threads.vcpus.push(VcpuThread { thread, counts, tid });
         }
         threads.vcpus.reverse();
         Ok(threads)
@@ -139,10 +141,7 @@ impl Threads {
     /// Ends all threads, kicking until they have.
     pub fn stop(&mut self) {
         let deadline = Instant::now() + SHUTDOWN;
-        for vcpu in &self.vcpus {
-            // A closed channel: the thread has ended on its own.
-            let _ = vcpu.commands.send(Command::Stop);
-        }
+        self.control.leave();
         while self.running().next().is_some() {
             if Instant::now() >= deadline {
                 log::warn!("a vCPU thread doesn't end; the end of the process takes it along");
