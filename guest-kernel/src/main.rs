@@ -22,6 +22,7 @@ mod directory;
 mod linux;
 mod log;
 mod mm;
+mod requests;
 mod sched;
 #[cfg(feature = "selftest")]
 mod selftest;
@@ -90,6 +91,7 @@ extern "C" fn second_stage() -> ! {
     trace::init();
     task::listing::show();
     cpu::view::show();
+    requests::init();
     directory::publish();
     chaos::start();
     #[cfg(feature = "selftest")]

@@ -37,6 +37,8 @@ pub mod vector {
     pub const GSI_BASE: u8 = 0x30;
     /// Pins that have a vector.
     pub const GSI_COUNT: u8 = 24;
+    /// The VMM has posted a request.
+    pub const REQUEST: u8 = vcpu_sched::requests::VECTOR;
     /// "Look at your run queue."
     pub const IPI_RESCHEDULE: u8 = 0xf0;
     /// "Flush what the address spaces' generations say."
@@ -194,7 +196,7 @@ pub fn init_idt() {
     for pin in 0..vector::GSI_COUNT {
         set(vector::GSI_BASE + pin, 0, 0);
     }
-    for v in [vector::IPI_RESCHEDULE, vector::IPI_SHOOTDOWN, vector::IPI_STOP, vector::SPURIOUS] {
+    for v in [vector::REQUEST, vector::IPI_RESCHEDULE, vector::IPI_SHOOTDOWN, vector::IPI_STOP, vector::SPURIOUS] {
         set(v, 0, 0);
     }
 }

@@ -14,7 +14,7 @@ use crate::cpu;
 use crate::mm::layout::{USER_END, task_slot};
 use crate::mm::{fault, shootdown};
 use crate::sched;
-use crate::task::{UserFault, current};
+use crate::task::{UserFault, current, work};
 use crate::time;
 use crate::trace;
 
@@ -119,11 +119,15 @@ pub fn leave_to_user(frame: &mut TrapFrame) {
         instr::cli();
         sched::preempt_if_needed();
         let me = current();
-        if me.work.load(Ordering::Acquire) == 0 {
+        let left = me.work.load(Ordering::Acquire);
+        if left == 0 {
             return;
         }
         instr::sti();
-        if let Some(user) = me.user() {
+        if left & work::HELD != 0 {
+            // Before the rest: a task that is held must not change, not even by a signal's frame.
+            sched::wait_while_held(me);
+        } else if let Some(user) = me.user() {
             user.before_user(frame);
         }
     }
@@ -204,6 +208,10 @@ fn interrupt(v: u8) {
             apic::end_of_interrupt();
             trace::ipi_received(v);
             shootdown::service_pending();
+        }
+        vector::REQUEST => {
+            apic::end_of_interrupt();
+            chaos::clock::quietly(crate::requests::posted);
         }
         vector::IPI_STOP => instr::halt_forever(),
         vector::SPURIOUS => {}

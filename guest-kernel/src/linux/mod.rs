@@ -8,6 +8,7 @@ pub mod fs;
 pub mod names;
 pub mod process;
 pub mod random;
+pub mod requests;
 mod start;
 mod start_list;
 mod stats;

@@ -146,7 +146,7 @@ pub fn getrandom(out: u64, len: u64, flags: u64) -> crate::linux::errno::SysResu
             Err(_) if done > 0 => break,
             Err(e) => return Err(e.into()),
         }
-        if crate::task::current().work.load(Ordering::Relaxed) != 0 {
+        if crate::task::current().is_interrupted() {
             break; // a signal cuts a long request short
         }
     }

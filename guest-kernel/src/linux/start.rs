@@ -6,10 +6,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use vcpu_sched::requests::message::Streams;
+
 use super::errno::Errno;
 use super::process::exec::{self, Arguments};
 use super::process::signal::SignalState;
-use super::process::{Process, Thread, clone, out_of_memory, table, thread};
+use super::process::{Process, Thread, clone, exit, out_of_memory, table, thread};
+use super::requests::refusal;
 use super::start_list::{self, Entry, SyntaxError};
 use super::{fs, stats, strace, syscall};
 use crate::arch::fpu::Area;
@@ -18,6 +21,7 @@ use crate::arch::trap_entry::TrapFrame;
 use crate::crash::{Exit, debug_exit};
 use crate::mm::address_space::AddressSpace;
 use crate::mm::{PhysAddr, fault};
+use crate::requests::Ticket;
 use crate::sched;
 use crate::task::{self, Spawn, SpawnUser, Task, current};
 use crate::trace;
@@ -53,7 +57,7 @@ pub fn start(archive: (PhysAddr, u64)) {
         }
     };
     for entry in list {
-        if let Err(e) = spawn(entry) {
+        if let Err(e) = spawn(Start { entry, ticket: None }, fs::FsContext::new_initial()) {
             error!("no memory to start a program: {e:?}");
             not_started(CANNOT_RUN);
         }
@@ -73,15 +77,30 @@ fn read_list() -> Result<Vec<Entry>, SyntaxError> {
     start_list::parse(&text)
 }
 
+/// A program to be started, and who wants to know whether it could be.
+struct Start {
+    entry: Entry,
+    /// None: the start list, whose programs must start.
+    ticket: Option<Ticket>,
+}
+
+/// Starts a program because the VMM asks for it, and answers that.
+pub fn spawn_for(entry: Entry, streams: Streams, ticket: Ticket) {
+    // What fails for want of memory drops the ticket, which says so.
+    if let Err(e) = spawn(Start { entry, ticket: Some(ticket) }, fs::FsContext::new_spawned(streams)) {
+        crate::warn!("a program that the VMM asked for can't be started: {}", reason(e));
+    }
+}
+
 /// A process whose first thread executes the entry's program.
-fn spawn(entry: Entry) -> Result<(), Errno> {
+fn spawn(start: Start, files: fs::FsContext) -> Result<(), Errno> {
     let id = task::table::allocate_id();
     let space = AddressSpace::new()?;
-    let process = Arc::new(clone::new_process(id.0, fs::FsContext::new_initial(), SignalState::new()));
+    let process = Arc::new(clone::new_process(id.0, files, SignalState::new()));
     drop(process.set_space(Some(space.clone())));
     let context = Arc::new(Thread::new(process.clone(), id.0, 0));
     let user = Some(SpawnUser { space, fpu: Area::new()?, fs_base: 0, context, process: id.0 });
-    let argument = Box::into_raw(Box::new(entry)) as usize;
+    let argument = Box::into_raw(Box::new(start)) as usize;
     let task = Task::new(id, Spawn { name: "init", affinity: None, entry: first_steps, argument, user })?;
     process.signals.lock().threads.push(task.clone());
     table::insert(&process);
@@ -92,16 +111,28 @@ fn spawn(entry: Entry) -> Result<(), Errno> {
 extern "C" fn first_steps(argument: usize) -> ! {
     let mut frame = TrapFrame::default();
     // SAFETY: `spawn` made it by `Box::into_raw` for this task alone.
-    let entry = unsafe { Box::from_raw(argument as *mut Entry) };
+    let Start { entry, ticket } = *unsafe { Box::from_raw(argument as *mut Start) };
     let me = current();
     let Some(thread) = task::Task::user(&me).and_then(|u| u.as_any().downcast_ref::<Thread>()) else {
         panic!("the first task has no process")
     };
     if let Err((code, e)) = execute(thread, &entry, &mut frame) {
-        error!("{}: can't be started: {}", entry.path, reason(e));
-        not_started(code);
+        match ticket {
+            Some(ticket) => {
+                ticket.answer(Err(refusal(e)));
+                drop(entry);
+                exit::exit_group(thread, u64::from(code));
+            }
+            None => {
+                error!("{}: can't be started: {}", entry.path, reason(e));
+                not_started(code);
+            }
+        }
     }
     drop(entry);
+    if let Some(ticket) = ticket {
+        ticket.answer(Ok(u64::from(thread.process.pid)));
+    }
     if thread.process.pid == 1 {
         milestone(FIRST_USER_INSTRUCTION);
     }

@@ -55,7 +55,7 @@ pub fn resolve(space: &Arc<AddressSpace>, me: Current<'_>, addr: u64, access: Ac
                 if !out_of_memory() {
                     return Err(FaultError::OutOfMemory);
                 }
-                if me.work.load(Ordering::Acquire) != 0 {
+                if me.is_interrupted() {
                     // We may be the one who was chosen to make room.
                     return Err(FaultError::OutOfMemory);
                 }

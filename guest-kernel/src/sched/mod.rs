@@ -14,6 +14,7 @@
 //! | `balance` | taking work from other CPUs |
 //! | `affinity` | where a task may run, changed while it is queued, runs or sleeps |
 //! | `params` | how a task is scheduled, changed likewise; what deadline tasks were promised |
+//! | `suspend` | tasks that somebody outside holds off their programs |
 //! | `tick` | the end of a slice |
 //! | `idle` | nothing to do |
 //!
@@ -27,6 +28,7 @@ mod balance;
 pub mod idle;
 mod params;
 mod place;
+mod suspend;
 mod switch;
 mod tick;
 
@@ -52,6 +54,7 @@ pub use params::set_params;
 pub use place::{send, wake};
 pub use tick::{rearm, timer};
 
+pub use suspend::{hold, let_go, lift, wait_while_held};
 /// One CPU's tasks.
 pub type Queue = RunQueue<TaskRef>;
 

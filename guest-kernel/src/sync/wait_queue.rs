@@ -169,7 +169,7 @@ impl WaitQueue {
         self.entries.lock().push_back(Entry { waiter: waiter.clone(), key, exclusive: true });
         let stop = if let Some(v) = condition() {
             Some(Ok(v))
-        } else if interruptible && task.work.load(core::sync::atomic::Ordering::SeqCst) != 0 {
+        } else if interruptible && task.is_interrupted() {
             Some(Err(Some(Interrupted::Signal)))
         } else if deadline.is_some_and(|d| time::now() >= d) {
             Some(Err(Some(Interrupted::TimedOut)))

@@ -22,6 +22,7 @@ use vcpu_sched::entity::{Entity, SchedEntity};
 use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::{CpuId, TaskId};
 use vcpu_sched::task::state::{AtomicState, State};
+use vcpu_sched::task::suspension::Suspension;
 use vcpu_sched::taskview::TaskKind;
 
 pub use current::{Current, current};
@@ -64,6 +65,8 @@ pub enum UserFault {
 pub mod work {
     /// The ABI layer has something (signals, exit of the group).
     pub const USER: u32 = 1;
+    /// The task may have to wait for its resumption (`Task::suspension`).
+    pub const HELD: u32 = 1 << 1;
 }
 
 /// CPU time and switches of one task.
@@ -101,6 +104,8 @@ pub struct Task {
     pub affinity_word: AtomicU64,
     /// Bits of [`work`].
     pub work: AtomicU32,
+    /// Who holds it off its program.
+    pub suspension: Suspension,
     /// FPU save area; kernel tasks have none.
     pub fpu: Option<fpu::Area>,
     /// Parameters, figures of its scheduling class, accounting.
@@ -234,6 +239,7 @@ impl Task {
             affinity_word: AtomicU64::new(first_word(&affinity)),
             affinity: SpinLock::new(affinity),
             work: AtomicU32::new(0),
+            suspension: Suspension::new(),
             fpu,
             sched: SchedEntity::default(),
             stats: TaskStats::default(),
@@ -276,6 +282,13 @@ impl Task {
     pub fn set_wait_reason(&self, why: WaitReason) {
         // Relaxed: shown, never acted upon.
         self.wait_reason.store(why as u8, Ordering::Relaxed);
+    }
+
+    /// Whether the ABI layer has something for the task, so that it shall not go on waiting.
+    #[inline(always)]
+    pub fn is_interrupted(&self) -> bool {
+        // SeqCst: a task that is about to block has announced that before; see `sync::wait_queue`.
+        self.work.load(Ordering::SeqCst) & work::USER != 0
     }
 
     /// The ABI layer's state.

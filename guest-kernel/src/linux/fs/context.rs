@@ -4,6 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use vcpu_sched::requests::message::Streams;
+
 use super::inode::{Caller, Inode};
 use super::open_file::FileRef;
 use super::{dev, locks, path, tty};
@@ -89,8 +91,24 @@ impl FsContext {
         if tty::exists() {
             tty::set_session(1, 1);
         }
-        let slot = |n| Some(Slot { file: dev::standard_stream(n, console.clone()), close_on_exec: false });
-        let slots = (0..3).map(slot).collect();
+        Self::with_streams(root, |n| dev::standard_stream(n, console.clone()))
+    }
+
+    /// For a program that is started from outside. What it writes may go to the console; what is typed there belongs to the
+    /// first program.
+    pub fn new_spawned(streams: Streams) -> Self {
+        let root = super::root();
+        let node = |path: &[u8]| path::walk(&root, path, true, Caller(None)).ok();
+        let (console, null) = (node(b"/dev/console"), node(b"/dev/null"));
+        Self::with_streams(root, |n| match (streams, null.clone()) {
+            (Streams::Null, Some(null)) => dev::null(null),
+            (Streams::Console, Some(null)) if n == 0 => dev::null(null),
+            _ => dev::standard_stream(n, console.clone()),
+        })
+    }
+
+    fn with_streams(root: Arc<dyn Inode>, stream: impl Fn(u8) -> FileRef) -> Self {
+        let slots = (0..3).map(|n| Some(Slot { file: stream(n), close_on_exec: false })).collect();
         Self {
             table: SpinLock::new(Table { slots, first_free: 3 }),
             cwd: SpinLock::new(root),

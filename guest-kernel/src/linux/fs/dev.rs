@@ -136,6 +136,11 @@ impl File for Device {
     }
 }
 
+/// The null device, open for both.
+pub fn null(node: Arc<dyn Inode>) -> FileRef {
+    OpenFile::new(Device { kind: Kind::Null, node }, Flags::RDWR | Flags::LARGEFILE)
+}
+
 /// Descriptor 0, 1 or 2 of the first program.
 pub fn standard_stream(n: u8, console_node: Option<Arc<dyn Inode>>) -> FileRef {
     match console_node {

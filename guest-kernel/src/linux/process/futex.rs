@@ -196,7 +196,7 @@ fn sleep(waiter: &Waiter, deadline: Option<Nanos>) -> Result<(), Errno> {
         let _ = task.state.apply(Event::Block);
         let stop = if waiter.woken.load(Ordering::SeqCst) {
             Some(Ok(()))
-        } else if task.work.load(Ordering::SeqCst) != 0 {
+        } else if task.is_interrupted() {
             Some(Err(Errno::EINTR))
         } else if deadline.is_some_and(|d| time::now() >= d) {
             Some(Err(Errno::ETIMEDOUT))

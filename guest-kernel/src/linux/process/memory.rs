@@ -1,7 +1,5 @@
 //! Memory calls: mmap and its kin, brk. `mm::address_space` does the work; here are Linux's arguments and errors.
 
-use core::sync::atomic::Ordering;
-
 use super::Thread;
 use super::shared_memory::SharedMemory;
 use crate::linux::errno::{Errno, SysResult};
@@ -239,7 +237,7 @@ pub fn mincore(start: u64, len: u64, out: u64) -> SysResult {
         for i in 0..len / PAGE_SIZE {
             let there = u8::from(s.lookup(start + i * PAGE_SIZE).is_some());
             user::write(out.wrapping_add(i), &there)?;
-            if current().work.load(Ordering::Relaxed) != 0 {
+            if current().is_interrupted() {
                 return Err(Errno::EAGAIN); // a huge range must not outlast a signal
             }
         }

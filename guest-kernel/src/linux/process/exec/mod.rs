@@ -193,6 +193,7 @@ fn become_only_thread(thread: &Thread) -> Result<(), Errno> {
         process.exec_by.store(thread.tid(), Ordering::Relaxed);
         for t in s.threads.iter().filter(|t| !core::ptr::eq(Arc::as_ptr(t), &*me)) {
             t.work.fetch_or(work::USER, Ordering::SeqCst);
+            crate::sched::lift(t);
             if !crate::sched::wake(t) {
                 crate::sched::nudge(t);
             }

@@ -29,7 +29,10 @@ fn start_group_exit_locked(process: &Process, s: &SignalState, status: u32) -> b
         return false;
     }
     process.group_exit.store(EXITING | u64::from(status), Ordering::Release);
-    s.threads.iter().for_each(poke);
+    for task in &s.threads {
+        sched::lift(task);
+        poke(task);
+    }
     process.resumed.wake_all();
     process.thread_gone.wake_all();
     true
