@@ -56,6 +56,11 @@ pub trait CpuView {
     fn online(&self) -> &CpuMask;
     /// Does the CPU have nothing to do? Asked only for CPUs that are online.
     fn is_idle(&self, cpu: CpuId) -> bool;
+    /// Online CPUs, all idle ones among them: where it is worth to look for an idle one. A view that keeps such a set saves
+    /// a look at every CPU of a large machine.
+    fn maybe_idle(&self) -> &CpuMask {
+        self.online()
+    }
     /// How many tasks run and wait there, the current one included. Asked only for CPUs that are online.
     fn nr_running(&self, cpu: CpuId) -> u32;
     /// Who shares cores and caches with whom; `None` for a flat machine.
@@ -115,7 +120,7 @@ fn idle_within(set: &CpuMask, start: CpuId, task: &Placement<'_>, view: &impl Cp
     let online = view.online();
     let idle = |cpu: &CpuId| task.allowed.test(*cpu) && view.is_idle(*cpu);
     let mut any = None;
-    for cpu in set.iter_both_from(online, start).filter(idle) {
+    for cpu in set.iter_both_from(view.maybe_idle(), start).filter(idle) {
         let siblings = view.topology().and_then(|topology| topology.siblings(cpu));
         let alone = siblings.is_none_or(|all| all.iter_both_from(online, cpu).all(|other| view.is_idle(other)));
         if alone {

@@ -75,11 +75,10 @@ impl<S: Sink> Machine<'_, S> {
 
     /// Gives a waiting task to the CPU with the least, if that evens the load out.
     pub(super) fn spread(&mut self, me: CpuId) {
-        let others = self.cpus.iter().filter(|cpu| cpu.id != me);
-        let Some((to, load)) = others.map(|cpu| (cpu.id, cpu.nr_running())).min_by_key(|&(_, load)| load) else {
-            return;
-        };
-        let cpu = &mut self.cpus[me.index()];
+        self.publish(me);
+        let (load, least) = self.loads.least();
+        let (to, cpu) = (CpuId(least as u32), &mut self.cpus[me.index()]);
+        // So it is, too, if this CPU itself has the least.
         if cpu.nr_running() < load + 2 {
             return;
         }
@@ -121,10 +120,16 @@ impl<S: Sink> Machine<'_, S> {
         }
     }
 
-    /// A queue has changed: keeps the machine's figures of all queues true.
+    /// What a CPU runs or has in its queue has changed: keeps the machine's figures of all CPUs true.
     pub(super) fn publish(&mut self, cpu: CpuId) {
         let this = &mut self.cpus[cpu.index()];
-        let queued = this.queue.len() as u32;
+        let (queued, load) = (this.queue.len() as u32, this.nr_running());
+        self.loads.set(cpu.index(), load);
+        if load == 0 {
+            self.vacant.set(cpu);
+        } else {
+            self.vacant.clear(cpu);
+        }
         self.waiting = self.waiting - u64::from(this.published) + u64::from(queued);
         this.published = queued;
         if this.queue.highest_realtime() == 0 {

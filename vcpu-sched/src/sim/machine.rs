@@ -20,6 +20,7 @@ use super::figures::{GroupFigures, TaskFigures};
 use super::model::{Change, MAX_TASKS, Workload, WorkloadError};
 use super::random::Stream;
 use super::task::TaskRef;
+use super::tournament::Tournament;
 use crate::cpumask::{CpuMask, MAX_CPUS};
 use crate::events::{Kind, Record, flag};
 use crate::ids::{CpuId, Nanos, TaskId};
@@ -116,6 +117,10 @@ pub struct Machine<'w, S> {
     pub(super) online: CpuMask,
     /// CPUs that have found no work: all of them at the beginning.
     pub(super) idle: CpuMask,
+    /// CPUs that run nothing and have nothing in their queues.
+    pub(super) vacant: CpuMask,
+    /// How many tasks run and wait on each CPU: tells who has the least.
+    pub(super) loads: Tournament<u32>,
     /// CPUs in whose queues real-time tasks wait.
     pub(super) realtime: CpuMask,
     /// Tasks in all queues.
@@ -178,6 +183,8 @@ impl<'w, S: Sink> Machine<'w, S> {
             cpus: (0..count).map(|cpu| Cpu::new(CpuId(cpu), config.policy)).collect(),
             online: CpuMask::full(count),
             idle: CpuMask::full(count),
+            vacant: CpuMask::full(count),
+            loads: Tournament::new(count as usize, 0, u32::MAX),
             realtime: CpuMask::empty(),
             waiting: 0,
             budgets: alloc::vec![Budget::new(); count as usize],

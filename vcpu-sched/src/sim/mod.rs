@@ -19,7 +19,7 @@
 //! | `channel` | what tasks wait for each other with |
 //! | `life` | beginning and end of tasks |
 //! | [`figures`] | what came of it |
-//! | `agenda`, `cpu`, `task` | the data |
+//! | `agenda`, `tournament`, `cpu`, `task` | the data |
 //!
 //! # Where it is simpler than a kernel
 //! A CPU does in one moment what a kernel does in a stretch of code with interrupts off; only computing, system calls,
@@ -40,6 +40,7 @@ pub mod model;
 pub mod random;
 mod sched;
 mod task;
+mod tournament;
 
 pub use config::{Config, Costs};
 pub use cpu::CpuFigures;

@@ -24,6 +24,7 @@ use crate::topology::Topology;
 pub(super) struct View<'a> {
     cpus: &'a [Cpu],
     online: &'a CpuMask,
+    vacant: &'a CpuMask,
     topology: &'a Topology,
 }
 
@@ -34,6 +35,10 @@ impl CpuView for View<'_> {
 
     fn is_idle(&self, cpu: CpuId) -> bool {
         self.nr_running(cpu) == 0
+    }
+
+    fn maybe_idle(&self) -> &CpuMask {
+        self.vacant
     }
 
     fn nr_running(&self, cpu: CpuId) -> u32 {
@@ -63,7 +68,7 @@ pub(super) enum Arrival {
 
 impl<S: Sink> Machine<'_, S> {
     pub(super) fn view(&self) -> View<'_> {
-        View { cpus: &self.cpus, online: &self.online, topology: &self.config.topology }
+        View { cpus: &self.cpus, online: &self.online, vacant: &self.vacant, topology: &self.config.topology }
     }
 
     /// The idle task's number on a CPU: out of the way of the others, see [`super::IDLE_BASE`].
@@ -214,6 +219,7 @@ impl<S: Sink> Machine<'_, S> {
                 PickVerdict::Run => break Some(task),
                 PickVerdict::Forward => {
                     self.cpus[at].queue.put_prev(&task, PutReason::Migrate, now);
+                    self.publish(me);
                     self.place(me, task, Arrival::Migrate(MigrateReason::Affinity));
                 }
                 PickVerdict::ForwardAfterSwitch => {
@@ -232,6 +238,7 @@ impl<S: Sink> Machine<'_, S> {
         if next.is_some() {
             self.idle.clear(me);
         }
+        self.cpus[at].current = next.clone();
         self.publish(me);
         let cpu = &mut self.cpus[at];
         cpu.need_resched = false; // what was asked for meanwhile was taken into account
@@ -241,7 +248,6 @@ impl<S: Sink> Machine<'_, S> {
             (None, None) => true,
             _ => false,
         };
-        cpu.current = next.clone();
         cpu.arm_tick(now);
         if same {
             cpu.phase = if next.is_some() { Phase::Run } else { Phase::Idle };

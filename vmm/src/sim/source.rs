@@ -21,6 +21,7 @@ const BUILTIN: &[(&str, &str)] = &[
     ("thundering-herd", include_str!("../../../resources/workloads/thundering-herd.toml")),
     ("open-load", include_str!("../../../resources/workloads/open-load.toml")),
     ("churn", include_str!("../../../resources/workloads/churn.toml")),
+    ("crowd", include_str!("../../../resources/workloads/crowd.toml")),
 ];
 
 /// Why there is no workload.
