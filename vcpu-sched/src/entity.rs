@@ -98,7 +98,8 @@ pub(crate) struct FairState {
     pub(crate) weight: U32Cell,
     /// `2^32 / weight`.
     pub(crate) inverse: U32Cell,
-    /// The length of a request in virtual time.
+    /// The length of a request, and the same in virtual time.
+    slice: U64Cell,
     pub(crate) virtual_slice: U64Cell,
     pub(crate) vruntime: U64Cell,
     /// Virtual deadline while in a queue or running.
@@ -147,7 +148,7 @@ impl SchedEntity {
     const_new! {
         /// For a task that has not started yet.
         pub const fn new(params: SchedParams) -> Self {
-            let derived = Derived::of(&params);
+            let derived = Derived::of(&params, weight::DEFAULT_SLICE);
             Self {
                 wanted: ParamCells::new(&params),
                 pending: AtomicU8::new(0),
@@ -220,16 +221,17 @@ impl SchedEntity {
     }
 
     /// Brings the parameters that were asked for into force. The task is in no queue and runs nowhere, or the policy that
-    /// had it has forgotten it.
-    pub(crate) fn apply(&self) {
+    /// had it has forgotten it. `slice` is for one that asks for none.
+    pub(crate) fn apply(&self, slice: Nanos) {
         // Cleared before the reading, and a swap, so that the reading can't come first: whoever asks in between sets it again.
         self.pending.swap(0, Ordering::AcqRel);
         let params = self.wanted.get();
-        let derived = Derived::of(&params);
+        let derived = Derived::of(&params, slice);
         self.params.set(&params);
         self.rank.set(derived.rank as u8);
         self.prio.set(params.tag().prio);
         self.fair.reweight(derived.weight);
+        self.fair.slice.set(derived.slice);
         self.fair.virtual_slice.set(derived.virtual_slice);
         self.deadline.deadline.set(0);
     }
@@ -281,13 +283,10 @@ impl SchedEntity {
         [Nanos(self.params.dl[0].get()), Nanos(self.params.dl[1].get()), Nanos(self.params.dl[2].get())]
     }
 
-    /// The slice that it asks for as a fair task.
+    /// How long it runs at a time as a fair task: what it asked for, or what its run queue gives to those that don't ask.
     #[inline]
     pub fn slice(&self) -> Nanos {
-        match self.params.slice.get() {
-            0 => weight::DEFAULT_SLICE,
-            slice => Nanos(slice),
-        }
+        Nanos(self.fair.slice.get())
     }
 
     /// Its weight in the fair class: 1024 for nice 0.
@@ -376,6 +375,7 @@ impl FairState {
         Self {
             weight: U32Cell::new(derived.weight),
             inverse: U32Cell::new(weight::inverse(derived.weight)),
+            slice: U64Cell::new(derived.slice),
             virtual_slice: U64Cell::new(derived.virtual_slice),
             vruntime: U64Cell::new(0),
             deadline: U64Cell::new(0),
@@ -486,11 +486,12 @@ impl ParamCells {
 struct Derived {
     rank: Rank,
     weight: u32,
+    slice: u64,
     virtual_slice: u64,
 }
 
 impl Derived {
-    const fn of(params: &SchedParams) -> Self {
+    const fn of(params: &SchedParams, default_slice: Nanos) -> Self {
         let rank = match params.class {
             Class::Stop => Rank::Stop,
             Class::Deadline(_) => Rank::Deadline,
@@ -503,8 +504,8 @@ impl Derived {
         };
         let slice = match params.slice {
             Some(slice) => slice.get().0,
-            None => weight::DEFAULT_SLICE.0,
+            None => default_slice.0,
         };
-        Self { rank, weight, virtual_slice: weight::virtual_time(slice, weight, weight::inverse(weight)) }
+        Self { rank, weight, slice, virtual_slice: weight::virtual_time(slice, weight, weight::inverse(weight)) }
     }
 }

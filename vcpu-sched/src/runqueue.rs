@@ -29,10 +29,10 @@ use crate::entity::{Entity, Rank};
 use crate::ids::{CpuId, Nanos, TaskId};
 use crate::params::SchedParams;
 use crate::policy::deadline::Deadline;
-use crate::policy::fair::Fair;
+use crate::policy::fair::{self, Fair};
 use crate::policy::ordered::{Measure, Ordered};
 use crate::policy::realtime::Realtime;
-use crate::policy::round_robin::RoundRobin;
+use crate::policy::round_robin::{self, RoundRobin};
 use crate::policy::stop::Stop;
 use crate::policy::{EnqueueReason, Policy, PutReason};
 
@@ -61,6 +61,14 @@ impl PolicyKind {
             Self::RoundRobin => "rr",
             Self::Count => "count",
             Self::Runtime => "runtime",
+        }
+    }
+
+    /// How long a task runs at a time, if neither it nor the run queue's owner asks for something else.
+    pub const fn default_slice(self) -> Nanos {
+        match self {
+            Self::Fair => fair::DEFAULT_SLICE,
+            Self::RoundRobin | Self::Count | Self::Runtime => round_robin::DEFAULT_SLICE,
         }
     }
 }
@@ -165,6 +173,8 @@ pub struct RunQueue<E> {
     /// Tasks of the classes above the normal one that are queued, whether they may run now or not: zero is the common
     /// case, in which nobody looks at those classes.
     above: u32,
+    /// Of a task of the normal class that asks for none.
+    slice: Nanos,
     stop: Stop<E>,
     deadline: Deadline<E>,
     realtime: Realtime<E>,
@@ -172,19 +182,26 @@ pub struct RunQueue<E> {
 }
 
 impl<E: Entity> RunQueue<E> {
-    /// The empty queue of a CPU.
+    /// The empty queue of a CPU, with the default slice of its policy.
     pub const fn new(cpu: CpuId, kind: PolicyKind) -> Self {
+        Self::with_slice(cpu, kind, kind.default_slice())
+    }
+
+    /// The empty queue of a CPU whose normal tasks run for `slice` at a time unless they ask for something else. A machine's
+    /// queues should agree on it.
+    pub const fn with_slice(cpu: CpuId, kind: PolicyKind, slice: Nanos) -> Self {
         let normal = match kind {
             PolicyKind::Fair => Normal::Fair(Fair::new(cpu)),
-            PolicyKind::RoundRobin => Normal::RoundRobin(RoundRobin::new()),
-            PolicyKind::Count => Normal::Ordered(Ordered::new(Measure::Count)),
-            PolicyKind::Runtime => Normal::Ordered(Ordered::new(Measure::Runtime)),
+            PolicyKind::RoundRobin => Normal::RoundRobin(RoundRobin::with_slice(slice)),
+            PolicyKind::Count => Normal::Ordered(Ordered::with_slice(Measure::Count, slice)),
+            PolicyKind::Runtime => Normal::Ordered(Ordered::with_slice(Measure::Runtime, slice)),
         };
         Self {
             cpu,
             current: None,
             picked: Nanos::ZERO,
             above: 0,
+            slice,
             stop: Stop::new(),
             deadline: Deadline::new(),
             realtime: Realtime::new(),
@@ -228,8 +245,9 @@ impl<E: Entity> RunQueue<E> {
     #[inline(never)]
     fn arrive(&mut self, e: E, why: EnqueueReason, now: Nanos) {
         let sched = e.sched();
-        if sched.enter_queue(self.cpu) {
-            sched.apply();
+        // A new task doesn't know yet what slice is given here.
+        if sched.enter_queue(self.cpu) || why == EnqueueReason::New {
+            sched.apply(self.slice);
         }
         sched.note_queued(why == EnqueueReason::New, why == EnqueueReason::Wake, now);
         sched.placed.set(sched.rank() as u8);
@@ -415,7 +433,7 @@ impl<E: Entity> RunQueue<E> {
         if self.current == Some(e.id()) {
             let ran = now - self.picked;
             self.put_prev_any(e, ran, PutReason::Migrate);
-            sched.apply();
+            sched.apply(self.slice);
             let rank = sched.rank();
             sched.placed.set(rank as u8);
             in_class!(self, rank, policy => policy.adopt(e, ran, now));
@@ -423,7 +441,7 @@ impl<E: Entity> RunQueue<E> {
             return !self.is_empty();
         }
         let Some(task) = self.dequeue(e) else { return false };
-        sched.apply();
+        sched.apply(self.slice);
         sched.placed.set(sched.rank() as u8);
         self.insert(task, EnqueueReason::Migrate, now);
         true

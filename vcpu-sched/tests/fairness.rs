@@ -179,6 +179,35 @@ fn a_yield_gives_way_to_an_equal() {
 }
 
 #[test]
+fn a_task_is_safe_from_woken_equals_for_a_quarter_of_its_slice() {
+    let slice = Nanos::from_millis(8);
+    let short = SchedParams { slice: Slice::clamped(Nanos::from_millis(1)), ..SchedParams::NORMAL };
+    for (ran, params, preempts) in [
+        (Nanos(slice.0 / 4 - 1), SchedParams::NORMAL, false),
+        (Nanos(slice.0 / 4), SchedParams::NORMAL, true),
+        // It asked to be served sooner.
+        (Nanos(1), short, true),
+    ] {
+        let mut machine = OneCpu::with_slice(PolicyKind::Fair, slice);
+        let (busy, woken) = (Task::new(0), Task::with_params(1, params));
+        machine.add(busy, EnqueueReason::New);
+        let end = machine.now + slice;
+        machine.run_until(end, |_, _| {}); // alone: its next request is a whole one
+        machine.schedule(PutReason::Preempted);
+        machine.add(woken, EnqueueReason::New);
+        while machine.current != Some(woken) {
+            machine.now += Nanos(1000);
+            machine.schedule(PutReason::Preempted);
+        }
+        machine.schedule(PutReason::Block);
+        assert_eq!(machine.current, Some(busy));
+        machine.now += ran;
+        machine.add(woken, EnqueueReason::Wake);
+        assert_eq!(machine.current == Some(woken), preempts, "after {ran}, {params:?}");
+    }
+}
+
+#[test]
 fn an_idle_policy_task_gets_little_and_gives_way_at_once() {
     let mut machine = OneCpu::new(PolicyKind::Fair);
     let idle = Task::with_params(0, SchedParams::of_class(Class::Idle));
@@ -301,6 +330,35 @@ proptest! {
             queue.put_prev(&task, Nanos(ran), put);
             queue.enqueue(task, why, Nanos::ZERO);
         }
+    }
+
+    /// However many tasks wake and whenever: one that never sleeps is interrupted at most five times a slice, four times by
+    /// them and once by its end.
+    #[test]
+    fn a_crowd_that_wakes_cuts_a_slice_into_few_runs(
+        slice in 1..12u64,
+        gaps in prop::collection::vec(100..400_000u64, 1..600),
+    ) {
+        let slice = Nanos::from_millis(slice);
+        let mut machine = OneCpu::with_slice(PolicyKind::Fair, slice);
+        let busy = Task::new(0);
+        machine.add(busy, EnqueueReason::New);
+        let mut asleep: Vec<_> = (1..=20).map(|id| (Task::new(id), EnqueueReason::New)).collect();
+        let (mut cuts, mut ran) = (0, Nanos::ZERO);
+        for gap in gaps {
+            let end = machine.now + Nanos(gap);
+            machine.run_until(end, |task, time| if task == busy { ran += time });
+            if machine.current == Some(busy) && let Some((task, why)) = asleep.pop() {
+                machine.add(task, why);
+            }
+            cuts += u64::from(machine.current != Some(busy));
+            while let Some(task) = machine.current.filter(|&task| task != busy) {
+                machine.now += Nanos(1000);
+                asleep.push((task, EnqueueReason::Wake));
+                machine.schedule(PutReason::Block);
+            }
+        }
+        prop_assert!(cuts <= 5 * (ran.0 / slice.0 + 1), "{cuts} times in {ran} with slices of {slice}");
     }
 
     /// Comings and goings of all kinds: every task stays within a bounded distance of the average, and nobody starves.

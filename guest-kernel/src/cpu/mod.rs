@@ -134,10 +134,10 @@ const OFFSET_CURRENT: usize = offset_of!(Cpu, current);
 
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicU32 = AtomicU32::new(1);
-static BOOT: Cpu = Cpu::new(CpuId(0), 0, PolicyKind::ALL[0]);
+static BOOT: Cpu = Cpu::new(CpuId(0), 0, sched::Queue::new(CpuId(0), PolicyKind::ALL[0]));
 
 impl Cpu {
-    const fn new(id: CpuId, apic_id: u32, policy: PolicyKind) -> Self {
+    const fn new(id: CpuId, apic_id: u32, run_queue: sched::Queue) -> Self {
         Self {
             this: AtomicPtr::new(core::ptr::null_mut()),
             user_rsp: 0,
@@ -148,7 +148,7 @@ impl Cpu {
             id,
             apic_id: AtomicU32::new(apic_id),
             sleep: SleepState::new(),
-            run_queue: SpinLock::new(sched::Queue::new(id, policy)),
+            run_queue: SpinLock::new(run_queue),
             nr_running: AtomicU32::new(0),
             idle: AtomicPtr::new(core::ptr::null_mut()),
             timers: CpuTimers::new(),
@@ -269,7 +269,7 @@ pub unsafe fn install(cpu: &'static Cpu) {
 
 /// Makes a further CPU's data.
 pub fn allocate(id: CpuId, apic_id: u32) -> &'static Cpu {
-    alloc::boxed::Box::leak(alloc::boxed::Box::new(Cpu::new(id, apic_id, sched::policy())))
+    alloc::boxed::Box::leak(alloc::boxed::Box::new(Cpu::new(id, apic_id, sched::new_queue(id))))
 }
 
 /// CPU `id`, if it has been brought up.

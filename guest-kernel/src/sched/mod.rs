@@ -36,11 +36,13 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use vcpu_sched::cpumask::CpuMask;
-use vcpu_sched::ids::CpuId;
+use vcpu_sched::ids::{CpuId, Nanos};
+use vcpu_sched::params::Slice;
 use vcpu_sched::placement;
 use vcpu_sched::runqueue::{PolicyKind, RunQueue};
 use vcpu_sched::task::state::{Action, Event};
 
+use crate::arch::features::{Features, has};
 use crate::arch::{apic, descriptors::vector, fpu, instr};
 use crate::boot::cmdline;
 use crate::chaos::{self, Point};
@@ -52,14 +54,21 @@ pub use affinity::set_affinity;
 pub use balance::give_away;
 pub use params::set_params;
 pub use place::{send, wake};
+pub use suspend::{hold, let_go, lift, wait_while_held};
 pub use tick::{rearm, timer};
 
-pub use suspend::{hold, let_go, lift, wait_while_held};
 /// One CPU's tasks.
 pub type Queue = RunQueue<TaskRef>;
 
 /// The policy of ordinary tasks, by its place in [`PolicyKind::ALL`]. Set at boot, before there are tasks.
 static POLICY: AtomicU8 = AtomicU8::new(0);
+
+/// The slice of ordinary tasks that ask for none, in nanoseconds; 0: the policy's own. Set with [`POLICY`].
+static SLICE: AtomicU64 = AtomicU64::new(0);
+
+/// The least slice where ring 0 is interpreted. There a preemption and what comes of it (the tasks that find their pipe empty
+/// or full again) take some two thousand instructions, two milliseconds: of a slice of three that leaves less than half.
+const SLOW_SLICE: Nanos = Nanos::from_millis(10);
 
 /// CPUs that take tasks, as a word: this kernel brings up at most 64.
 static ONLINE: AtomicU64 = AtomicU64::new(0);
@@ -79,18 +88,43 @@ pub fn policy() -> PolicyKind {
     PolicyKind::ALL.get(usize::from(POLICY.load(Ordering::Relaxed))).copied().unwrap_or_default()
 }
 
-/// Takes the policy from the command line. Boot CPU, before there are other CPUs and tasks.
-pub fn init() {
-    let Some(name) = cmdline::get("policy") else { return };
-    match name.parse::<PolicyKind>() {
-        Ok(kind) => {
-            let index = PolicyKind::ALL.iter().position(|k| *k == kind).unwrap_or_default();
-            POLICY.store(index as u8, Ordering::Relaxed);
-            let me = cpu::this();
-            *me.run_queue.lock() = RunQueue::new(me.id, kind);
-        }
-        Err(e) => crate::warn!("policy={name}: {e}; using {}", policy()),
+/// The slice of ordinary tasks that ask for none.
+pub fn slice() -> Nanos {
+    match SLICE.load(Ordering::Relaxed) {
+        0 => policy().default_slice(),
+        slice => Nanos(slice),
     }
+}
+
+/// The empty queue of a CPU, as the command line wants it.
+pub fn new_queue(id: CpuId) -> Queue {
+    RunQueue::with_slice(id, policy(), slice())
+}
+
+/// Takes policy and slice from the command line. Boot CPU, before there are other CPUs and tasks.
+pub fn init() {
+    if let Some(name) = cmdline::get("policy") {
+        match name.parse::<PolicyKind>() {
+            Ok(kind) => {
+                let index = PolicyKind::ALL.iter().position(|k| *k == kind).unwrap_or_default();
+                POLICY.store(index as u8, Ordering::Relaxed);
+            }
+            Err(e) => crate::warn!("policy={name}: {e}; using {}", policy()),
+        }
+    }
+    let slow = has(Features::SLOW_RING0) && slice() < SLOW_SLICE;
+    let wanted = cmdline::get("slice_us").and_then(|text| {
+        let wanted = text.parse().ok().and_then(|us| Slice::clamped(Nanos::from_micros(us)));
+        if wanted.is_none() {
+            crate::warn!("slice_us={text}: a number of microseconds from 100 to 100000; using {}", slice());
+        }
+        wanted.map(Slice::get)
+    });
+    if let Some(slice) = wanted.or(slow.then_some(SLOW_SLICE)) {
+        SLICE.store(slice.0, Ordering::Relaxed);
+    }
+    let me = cpu::this();
+    *me.run_queue.lock() = new_queue(me.id);
 }
 
 /// Runs `f` with the run queue locked that the task is in, runs on or has left; none: it never started. Interrupts are off.

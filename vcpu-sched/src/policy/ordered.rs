@@ -60,12 +60,17 @@ struct Key {
 }
 
 impl<E: Entity> Ordered<E> {
-    /// An empty queue.
+    /// An empty queue with [`DEFAULT_SLICE`].
     pub const fn new(measure: Measure) -> Self {
+        Self::with_slice(measure, DEFAULT_SLICE)
+    }
+
+    /// An empty queue whose tasks run for `slice` at a time.
+    pub const fn with_slice(measure: Measure, slice: Nanos) -> Self {
         Self {
             tree: BTreeMap::new(),
             measure,
-            slice: DEFAULT_SLICE,
+            slice,
             minimum: 0,
             arrivals: 0,
             charged: Nanos::ZERO,

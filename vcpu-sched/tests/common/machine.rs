@@ -16,7 +16,11 @@ pub struct OneCpu {
 #[allow(dead_code)] // each test uses its part
 impl OneCpu {
     pub fn new(kind: PolicyKind) -> Self {
-        Self { queue: RunQueue::new(CpuId(0), kind), now: Nanos::ZERO, current: None }
+        Self::with_slice(kind, kind.default_slice())
+    }
+
+    pub fn with_slice(kind: PolicyKind, slice: Nanos) -> Self {
+        Self { queue: RunQueue::with_slice(CpuId(0), kind, slice), now: Nanos::ZERO, current: None }
     }
 
     /// A task becomes runnable. The CPU reschedules if the classes say so.

@@ -7,12 +7,11 @@ use vcpu_sched::cpumask::{CpuMask, MASK_BYTES};
 use vcpu_sched::ids::Nanos;
 use vcpu_sched::params::{Class, FLAG_RESET_ON_FORK, Nice, RtPriority, SchedAttr, SchedParams, number};
 use vcpu_sched::policy::realtime::RR_SLICE;
-use vcpu_sched::policy::round_robin;
 use vcpu_sched::runqueue::PolicyKind;
 
 use super::identity::task_by_tid;
 use super::{Thread, table, times};
-use crate::cpu;
+use crate::cpu::{self, topology};
 use crate::linux::errno::{Errno, SysResult};
 use crate::mm::layout::PAGE_SIZE;
 use crate::mm::user;
@@ -65,11 +64,12 @@ pub fn get_affinity(thread: &Thread, pid: u64, size: u64, mask: u64) -> SysResul
 
 /// getcpu(2).
 pub fn getcpu(cpu_out: u64, node_out: u64) -> SysResult {
+    let cpu = cpu::this().id;
     if cpu_out != 0 {
-        user::write(cpu_out, &cpu::this().id.0)?;
+        user::write(cpu_out, &cpu.0)?;
     }
     if node_out != 0 {
-        user::write(node_out, &0u32)?;
+        user::write(node_out, &(topology::node_of(cpu) as u32))?;
     }
     Ok(0)
 }
@@ -142,11 +142,11 @@ pub fn priority_limit(policy: u64, max: bool) -> SysResult {
     }
 }
 
-/// How long the task runs at a time: its own slice under `fair`, the policy's under the others.
+/// How long the task runs at a time: its own slice under `fair`, everybody's under the others.
 pub fn slice_of(task: &Task) -> Nanos {
     match sched::policy() {
         PolicyKind::Fair => task.sched.slice(),
-        PolicyKind::RoundRobin | PolicyKind::Count | PolicyKind::Runtime => round_robin::DEFAULT_SLICE,
+        PolicyKind::RoundRobin | PolicyKind::Count | PolicyKind::Runtime => sched::slice(),
     }
 }
 

@@ -8,6 +8,8 @@
 //! is as in Linux:
 //! - the current task counts in the average, and runs until its request is fulfilled (run to parity). A woken task
 //!   preempts it earlier only if the current one has had its share already, or has a longer slice and a later deadline;
+//!   and one with its share only after a quarter of its slice since its pick ([`SHELTER`]), so that however many tasks
+//!   wake, one slice is cut into five runs at most;
 //! - lag is kept over a sleep and over a move, both signs, up to two slices;
 //! - a task that blocks with negative lag leaves a *ghost* (Linux: delayed dequeue) that counts in the average until
 //!   that has caught up with it. If the task wakes here before, it goes on where it was; after, its debt is paid;
@@ -42,6 +44,10 @@ use crate::ids::{CpuId, Nanos};
 use crate::params::number;
 
 pub use weight::DEFAULT_SLICE;
+
+/// For this part of its slice, from its pick on, a task is safe from woken ones that ask for no less. A quarter of
+/// [`DEFAULT_SLICE`] is about what Linux has as its base slice on one CPU (0.7 ms), which protects the current task there.
+const SHELTER: u64 = 4;
 
 /// Marks of the two heaps in a task's place.
 const ELIGIBLE: u32 = 0;
@@ -366,10 +372,12 @@ impl<E: Entity> Policy<E> for Fair<E> {
         if !self.is_eligible(woken) {
             return false;
         }
-        if self.fulfilled || !self.is_eligible(current) {
+        let slice = current.sched().slice();
+        if self.fulfilled || (self.charged >= slice.0 / SHELTER && !self.is_eligible(current)) {
             return true;
         }
-        let shorter = woken.sched().slice() < current.sched().slice();
+        // Who asked for less at a time did so to be served sooner.
+        let shorter = woken.sched().slice() < slice;
         shorter && before(woken.sched().fair.deadline.get(), current.sched().fair.deadline.get())
     }
 

@@ -4,7 +4,8 @@
 use crate::ids::Nanos;
 use crate::params::Nice;
 
-/// The slice of a task that asked for none. Linux's `base_slice_ns` is 0.7 ms times `1 + log2(CPUs)`, 2.8 ms on 8 CPUs
+/// The slice of a task that asked for none, where [`RunQueue::with_slice`](crate::runqueue::RunQueue::with_slice) doesn't
+/// say otherwise. Linux's `base_slice_ns` is 0.7 ms times `1 + log2(CPUs)`, 2.8 ms on 8 CPUs
 /// and more.
 pub const DEFAULT_SLICE: Nanos = Nanos::from_millis(3);
 
