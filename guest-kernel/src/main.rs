@@ -69,7 +69,7 @@ extern "C" fn second_stage() -> ! {
     arch::fpu::init_this_cpu();
     let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();
     chaos::init(madt.apic_ids.len() <= 1);
-    time::init(boot::cmdline::get("tsc_khz").and_then(|v| v.parse().ok()));
+    time::init();
     sched::init();
     time::wall::init();
     cpu::topology::init(info.rsdp, &madt.apic_ids);
@@ -79,6 +79,7 @@ extern "C" fn second_stage() -> ! {
     if let Err(e) = cpu::bring_up::start_others(&madt.apic_ids) {
         error!("no memory to start further CPUs: {e:?}");
     }
+    cpu::shown::fill();
     let (free, total) = mm::frame::usage();
     info!(
         "{} CPU(s), {} of {} MiB free, features {:?}",
@@ -92,6 +93,7 @@ extern "C" fn second_stage() -> ! {
     task::listing::show();
     cpu::view::show();
     requests::init();
+    time::show();
     directory::publish();
     chaos::start();
     #[cfg(feature = "selftest")]

@@ -128,8 +128,8 @@ pub fn arm_timer(tsc: u64) {
     }
     let ticks = tsc.saturating_sub(rdtsc());
     // Far deadlines fire early and are armed again: the count has 32 bits.
-    let count =
-        (u128::from(ticks) * u128::from(time::apic_khz()) / u128::from(time::tsc_khz().0.max(1))).clamp(1, 0xffff_ffff);
+    let count = (u128::from(ticks) * u128::from(time::apic_khz()) / u128::from(time::counter_khz().0.max(1)))
+        .clamp(1, 0xffff_ffff);
     write(TIMER_INITIAL, count as u64);
 }
 

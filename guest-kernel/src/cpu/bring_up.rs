@@ -46,16 +46,17 @@ static UP: AtomicU32 = AtomicU32::new(0);
 /// Who waits for the others.
 static BOOT_APIC_ID: AtomicU32 = AtomicU32::new(0);
 
-/// Makes the per-CPU slot: stacks with guard pages, one block of tables and frames.
-fn make_slot() -> Result<Entry, OutOfMemory> {
+/// Makes the per-CPU slot: stacks with guard pages and what programs see; one block of tables and frames, and a frame.
+fn make_slot(cpu: &Cpu) -> Result<Entry, OutOfMemory> {
     // pdpt, pd, pt, then: double fault x 2, NMI, machine check, neutral.
     let base = frame::alloc_block(3, true)?;
     let page = |i: u64| PhysAddr(base.0 + i * PAGE_SIZE);
     let rw = Flags::PRESENT | Flags::WRITE;
     // SAFETY: fresh zero frames are empty tables.
     let (pdpt, pd, pt) = unsafe { (Table::at(page(0)), Table::at(page(1)), Table::at(page(2))) };
-    pdpt.set(index(cpu_slot::BASE, 3), Entry::new(page(1), rw));
-    pd.set(index(cpu_slot::BASE, 2), Entry::new(page(2), rw));
+    // Open to ring 3 as far as the last level, and as the entry says by which it comes: see `shown`.
+    pdpt.set(index(cpu_slot::BASE, 3), Entry::new(page(1), rw | Flags::USER));
+    pd.set(index(cpu_slot::BASE, 2), Entry::new(page(2), rw | Flags::USER));
     let tops = [
         cpu_slot::DOUBLE_FAULT_STACK_TOP - PAGE_SIZE,
         cpu_slot::DOUBLE_FAULT_STACK_TOP,
@@ -66,12 +67,16 @@ fn make_slot() -> Result<Entry, OutOfMemory> {
     for (i, top) in tops.into_iter().enumerate() {
         pt.set(index(top - PAGE_SIZE, 1), Entry::new(page(3 + i as u64), rw | Flags::NO_EXECUTE));
     }
+    let shown = frame::alloc_zeroed()?;
+    cpu.shown_page.store(shown.0, Ordering::Relaxed);
+    let flags = Flags::PRESENT | Flags::USER | Flags::ACCESSED | Flags::NO_EXECUTE;
+    pt.set(index(cpu_slot::SHOWN_PAGE, 1), Entry::new(shown, flags));
     Ok(Entry::new(page(0), rw))
 }
 
 /// Prepares a CPU's memory: slot, ring-3 engine, idle task.
 fn prepare(cpu: &'static Cpu) -> Result<&'static Task, OutOfMemory> {
-    let slot = make_slot()?;
+    let slot = make_slot(cpu)?;
     cpu.slot_entry.store(slot.0, Ordering::Relaxed);
     if has(Features::SLOW_RING0) || has(Features::USER_XSAVE) {
         let root = frame::alloc_zeroed()?;
@@ -101,7 +106,10 @@ fn init_this_cpu(cpu: &'static Cpu) {
     features::enable_on_this_cpu();
     apic::init_this_cpu();
     trap::init_syscall();
-    cpu.picked_at.store(crate::time::tsc(), Ordering::Relaxed);
+    time::start_this_cpu(cpu);
+    let tsc = time::tsc();
+    cpu.picked_at.store(tsc, Ordering::Relaxed);
+    cpu.picked_time.store(cpu.clock.at(tsc).0, Ordering::Relaxed);
 }
 
 /// Turns the boot path of the first CPU into its idle task's context. The root must be left only by way of the idle task's

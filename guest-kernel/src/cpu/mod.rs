@@ -5,6 +5,7 @@
 //! in it that others may touch is atomic or locked.
 
 pub mod bring_up;
+pub mod shown;
 pub mod topology;
 pub mod view;
 
@@ -13,6 +14,7 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use vcpu_sched::clock::FastClock;
 use vcpu_sched::cpu::sleep::SleepState;
 use vcpu_sched::ids::CpuId;
 use vcpu_sched::placement::Level;
@@ -75,6 +77,8 @@ pub struct Cpu {
     pub nr_running: AtomicU32,
     /// Runs when nothing else does. Set at bring-up.
     pub idle: AtomicPtr<Task>,
+    /// Its copy of the clock. Own CPU, interrupts off.
+    pub clock: FastClock,
     /// Armed timers.
     pub timers: CpuTimers,
     /// Address space whose user half this CPU may have in its TLB.
@@ -104,6 +108,8 @@ pub struct Cpu {
     pub offer: AtomicU64,
     /// Top-level entry for the per-CPU slot.
     pub slot_entry: AtomicU64,
+    /// Address of the frame that programs see of this CPU.
+    pub shown_page: AtomicU64,
     /// Time at which the current task was picked, in TSC ticks.
     pub picked_at: AtomicU64,
     /// The same as monotonic time, in nanoseconds.
@@ -151,6 +157,7 @@ impl Cpu {
             run_queue: SpinLock::new(run_queue),
             nr_running: AtomicU32::new(0),
             idle: AtomicPtr::new(core::ptr::null_mut()),
+            clock: FastClock::new(),
             timers: CpuTimers::new(),
             loaded_space: AtomicPtr::new(core::ptr::null_mut()),
             flushed: AtomicU64::new(0),
@@ -165,6 +172,7 @@ impl Cpu {
             waiting_realtime: AtomicU8::new(0),
             offer: AtomicU64::new(0),
             slot_entry: AtomicU64::new(0),
+            shown_page: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),
             picked_time: AtomicU64::new(0),
             stats: CpuStats {

@@ -14,5 +14,6 @@ mod start_list;
 mod stats;
 mod strace;
 mod syscall;
+mod vdso;
 
 pub use start::start;

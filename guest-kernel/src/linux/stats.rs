@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use vcpu_sched::ids::CpuId;
+use vcpu_sched::ids::{CpuId, Nanos};
 
 use super::names;
 use crate::boot::cmdline;
@@ -75,19 +75,19 @@ pub fn print() {
             v(&s.excursions)
         ));
     }
-    let now = crate::time::tsc();
+    let now = time::now();
     for t in task::table::snapshot() {
         let (s, a) = (&t.stats, t.sched.accounting().snapshot());
         // The present slice isn't in the counter yet.
         let present = cpu::get(CpuId(t.cpu.load(Ordering::Relaxed)))
             .filter(|c| core::ptr::eq(c.current.load(Ordering::Relaxed), &*t))
-            .map_or(0, |c| now.wrapping_sub(c.picked_at.load(Ordering::Relaxed)));
+            .map_or(Nanos::ZERO, |c| now - Nanos(c.picked_time.load(Ordering::Relaxed)));
         let v = |c: &AtomicU64| c.load(Ordering::Relaxed);
         report(format_args!(
             "stats: task {} \"{}\" run_us {} voluntary {} involuntary {} migrations {} faults {} wait_us {} sleep_us {} wakeups {} max_latency_us {}",
             t.id,
             t.name(),
-            time::ticks_to_nanos(v(&s.run_ticks) + present).0 / 1000,
+            (Nanos(v(&s.run_ns)) + present).0 / 1000,
             v(&s.voluntary),
             v(&s.involuntary),
             v(&s.migrations),

@@ -18,8 +18,8 @@ use super::place::{self, Why};
 use super::{Queue, balance, load_fs_base, tick};
 use crate::arch::{fpu, instr, switch};
 use crate::chaos::{self, Point};
-use crate::cpu::{self, Cpu};
-use crate::mm::layout::CPU_SLOT;
+use crate::cpu::{self, Cpu, shown};
+use crate::mm::layout::{CPU_SLOT, USER_CPU_SLOT};
 use crate::mm::page_table::Entry;
 use crate::mm::shootdown;
 use crate::sync::SpinLockGuard;
@@ -49,8 +49,8 @@ pub(super) fn reschedule(event: Event) {
     // Relaxed: the lock orders it, see the module's text.
     me.need_resched.store(false, Ordering::Relaxed);
     let tsc = time::tsc();
-    let now = time::at_tsc(tsc);
-    add(&prev.stats.run_ticks, tsc.wrapping_sub(me.picked_at.load(Ordering::Relaxed)));
+    let now = me.clock.at(tsc);
+    add(&prev.stats.run_ns, now.0.wrapping_sub(me.picked_time.load(Ordering::Relaxed)));
     let left =
         if was_idle { Left { queued: false, state: State::Ready } } else { put_prev(me, prev, &mut rq, event, now) };
     go_on(me, prev, rq, left, event == Event::Preempt, tsc, now);
@@ -280,6 +280,7 @@ fn switch_to(me: &Cpu, prev: &Task, next: &Task) {
     let slot = Entry(me.slot_entry.load(Ordering::Relaxed));
     if top.get(CPU_SLOT) != slot {
         top.set(CPU_SLOT, slot);
+        top.set(USER_CPU_SLOT, shown::user_entry(slot));
     }
     if next.user().is_some() {
         load_fs_base(me, next.fs_base());

@@ -16,7 +16,7 @@ use crate::trace;
 #[inline(always)]
 pub(super) fn next_look(cpu: &Cpu, rq: &Queue, running: Option<&TaskRef>) -> u64 {
     let slice = match running.and_then(|running| rq.slice(running)) {
-        Some(slice) => cpu.picked_at.load(Ordering::Relaxed).saturating_add(time::slice_ticks(slice)),
+        Some(slice) => cpu.picked_at.load(Ordering::Relaxed).saturating_add(cpu.clock.span_ticks(slice)),
         None => u64::MAX,
     };
     match rq.next_event() {
@@ -31,7 +31,7 @@ pub fn timer(me: &Cpu) {
         let mut rq = me.run_queue.lock_irqs_off();
         let tsc = time::tsc();
         me.timers.arm_slice(u64::MAX, tsc);
-        let over = ask(me, &mut rq, time::at_tsc(tsc));
+        let over = ask(me, &mut rq, me.clock.at(tsc));
         if over {
             // Relaxed: the lock orders it. Looked at on the way out of this interrupt.
             me.need_resched.store(true, Ordering::Relaxed);

@@ -72,8 +72,8 @@ pub mod work {
 /// CPU time and switches of one task.
 #[derive(Default)]
 pub struct TaskStats {
-    /// TSC ticks on a CPU.
-    pub run_ticks: AtomicU64,
+    /// Nanoseconds on a CPU, up to its last switch.
+    pub run_ns: AtomicU64,
     /// Times it gave way of its own will.
     pub voluntary: AtomicU64,
     /// Times it was made to give way.

@@ -1,45 +1,41 @@
-//! Time: the TSC as nanoseconds since boot, the wall clock, and timers.
+//! Time: what the clock page says of the TSC, the wall clock, and timers.
 //!
-//! The TSC frequency comes from CPUID (0x15, 0x40000010), else from the command line, else from a bounded comparison with the
+//! The clock page (`vcpu_sched::clock`) turns the counter into nanoseconds. The kernel fills it at boot; the VMM may change it while the
+//! CPUs are out of the guest, and sends each of them its timer interrupt then. Everything reads the page but the scheduler, which
+//! reads its CPU's own copy ([`FastClock`](vcpu_sched::clock::FastClock)): [`sync`] keeps that up to date. Between a change and that interrupt a
+//! CPU's scheduler goes by the old copy, which is slightly wrong and nothing else.
+//!
+//! The counter's frequency comes from CPUID (0x15, 0x40000010), else from the command line, else from a bounded comparison with the
 //! local APIC timer; never from a loop that can hang. With `chaos` on one CPU, virtual time takes the TSC's place ([`tsc`]).
 
+pub mod shown;
 pub mod timer;
 pub mod wall;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use vcpu_sched::clock::TscScale;
+use vcpu_sched::clock::{ClockLine, ClockPage};
+use vcpu_sched::directory::{Entry, EntryKind};
 use vcpu_sched::ids::{Khz, Nanos};
 
 use crate::arch::instr::{cpuid, rdtsc};
+use crate::boot::cmdline;
 use crate::chaos;
-use crate::sync::BootCell;
+use crate::cpu::{self, Cpu};
+use crate::directory;
+use crate::mm::PhysAddr;
+use crate::sched;
 
-struct Clock {
-    scale: TscScale,
-    khz: Khz,
-    boot_tsc: u64,
-}
-
-/// The scheduler's clock: see [`at_tsc`]. Apart from [`CLOCK`], so that reading it is three loads and a multiplication.
-static BOOT_TSC: AtomicU64 = AtomicU64::new(0);
-/// Nanoseconds per tick times `2^FAST_SHIFT`; 0 before the clock is there, so that time stands still.
-static FAST_FACTOR: AtomicU64 = AtomicU64::new(0);
-/// Factors below 2^4 ns a tick (62.5 MHz and more) fit 64 bits, and 2^60 ticks (8 years at 4 GHz) fit before the multiplication.
-const FAST_SHIFT: u32 = 60;
-/// Ticks per nanosecond times `2^INVERSE_SHIFT`: up to 64 GHz, and 9 years before the multiplication.
-static INVERSE_FACTOR: AtomicU64 = AtomicU64::new(0);
-const INVERSE_SHIFT: u32 = 58;
-
-static CLOCK: BootCell<Clock> = BootCell::new();
+/// The clock in force. Written by the boot CPU until the directory is published, then by the VMM.
+static PAGE: ClockPage = ClockPage::new();
 /// Frequency of the local APIC timer.
 static APIC_KHZ: AtomicU64 = AtomicU64::new(0);
 /// What every hypervisor that this kernel meets gives its APIC timer when it doesn't say: 1 GHz (KVM: APIC_BUS_CYCLE_NS = 1;
 /// QEMU hw/i386: the same).
 const DEFAULT_APIC_KHZ: u64 = 1_000_000;
 
-/// Finds the frequencies. Boot CPU, with its local APIC on.
-pub fn init(cmdline_tsc_khz: Option<u32>) {
+/// Finds the frequencies and starts the clock. Boot CPU, with its local APIC on.
+pub fn init() {
     let (mut tsc_khz, mut apic_khz) = (0u64, DEFAULT_APIC_KHZ);
     let (_, b, c, d) = cpuid(0x4000_0000, 0);
     let hypervisor = cpuid(1, 0).2 & 1 << 31 != 0;
@@ -57,12 +53,13 @@ pub fn init(cmdline_tsc_khz: Option<u32>) {
             tsc_khz = u64::from(crystal) * u64::from(num) / u64::from(den) / 1000;
         }
     }
+    let number = |key| cmdline::get(key).and_then(|v| v.parse::<u32>().ok());
     let source = if chaos::clock::on() {
         tsc_khz = u64::from(chaos::clock::KHZ);
         "chaos, virtual"
     } else if tsc_khz != 0 {
         "CPUID"
-    } else if let Some(khz) = cmdline_tsc_khz {
+    } else if let Some(khz) = number("tsc_khz") {
         tsc_khz = u64::from(khz);
         "the command line"
     } else {
@@ -70,18 +67,54 @@ pub fn init(cmdline_tsc_khz: Option<u32>) {
         "a comparison with the APIC timer"
     };
     APIC_KHZ.store(apic_khz, Ordering::Relaxed);
-    let khz = Khz(tsc_khz.clamp(1, u64::from(u32::MAX)) as u32);
-    if let Some(scale) = TscScale::from_khz(khz) {
-        let boot_tsc = tsc();
-        CLOCK.set(Clock { scale, khz, boot_tsc });
-        let factor = (1_000_000_u128 << FAST_SHIFT) / u128::from(khz.0);
-        // Relaxed: the boot CPU alone; others start later.
-        FAST_FACTOR.store(u64::try_from(factor).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let inverse = (u128::from(khz.0) << INVERSE_SHIFT) / 1_000_000;
-        INVERSE_FACTOR.store(u64::try_from(inverse).unwrap_or(u64::MAX), Ordering::Relaxed);
-        BOOT_TSC.store(boot_tsc, Ordering::Relaxed);
+    let told = Khz(tsc_khz.clamp(1, u64::from(u32::MAX)) as u32);
+    // A VMM that tells another frequency than the counter's says so.
+    let counter = number("tsc_counter_khz").filter(|_| !chaos::clock::on()).map_or(told, Khz);
+    match ClockLine::new(counter, told, tsc(), Nanos::ZERO) {
+        Ok(line) => PAGE.set_line(&line),
+        Err(e) => crate::error!("time stands still: {e}"),
     }
-    crate::info!("TSC {} kHz by {source}, APIC timer {apic_khz} kHz", khz.0);
+    start_this_cpu(cpu::this());
+    crate::info!("TSC {} kHz by {source}, counts {} kHz, APIC timer {apic_khz} kHz", told.0, counter.0);
+}
+
+/// Lists the page in the directory. Boot CPU, before it is published; not under virtual time, which nobody else may steer.
+pub fn show() {
+    if chaos::clock::on() {
+        return;
+    }
+    let (address, len) = (page_frame().0, size_of::<ClockPage>() as u64);
+    directory::add(Entry { kind: EntryKind::Clock as u32, index: 0, address, len, extra: 0 });
+}
+
+/// The page's frame, which programs have mapped.
+pub fn page_frame() -> PhysAddr {
+    PhysAddr::from_image(core::ptr::from_ref(&PAGE) as u64)
+}
+
+/// Fills this CPU's copy of the clock for the first time. On that CPU, interrupts off.
+pub fn start_this_cpu(me: &Cpu) {
+    if let Some((line, sequence)) = PAGE.line() {
+        me.clock.fill(&line, sequence, tsc());
+    }
+}
+
+/// Takes over what the page says, if that is something new. Own CPU, interrupts off, no lock held.
+#[inline]
+pub fn sync(me: &Cpu) {
+    if me.clock.is_stale(PAGE.sequence(), tsc()) {
+        take_over(me);
+    }
+}
+
+#[cold]
+fn take_over(me: &Cpu) {
+    start_this_cpu(me);
+    // What was noted in ticks by the old line: the beginning of the slice, and what the timer is armed for.
+    let picked = Nanos(me.picked_time.load(Ordering::Relaxed));
+    me.picked_at.store(me.clock.tick_of(picked), Ordering::Relaxed);
+    me.timers.forget_programmed();
+    sched::rearm(me);
 }
 
 /// What the kernel's time is counted in: the TSC, or virtual time (see [`chaos::clock`]).
@@ -93,47 +126,40 @@ pub fn tsc() -> u64 {
 /// Monotonic time since boot.
 #[inline]
 pub fn now() -> Nanos {
-    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(tsc().wrapping_sub(c.boot_tsc)))
+    PAGE.now(tsc)
 }
 
-/// Monotonic time at a TSC reading of this machine, for the scheduler: never more than two nanoseconds from what [`now`] would
-/// have said, in five instructions.
+/// Monotonic time at a TSC reading of just now, for the scheduler. Interrupts off.
 #[inline(always)]
 pub fn at_tsc(tsc: u64) -> Nanos {
-    let ticks = tsc.wrapping_sub(BOOT_TSC.load(Ordering::Relaxed)) << (64 - FAST_SHIFT);
-    Nanos(((u128::from(ticks) * u128::from(FAST_FACTOR.load(Ordering::Relaxed))) >> 64) as u64)
+    cpu::this().clock.at(tsc)
 }
 
-/// A slice in TSC ticks, as cheap as [`at_tsc`]. Rounded up by enough that [`at_tsc`] finds the slice over when they have passed.
-#[inline(always)]
-pub fn slice_ticks(slice: Nanos) -> u64 {
-    /// What rounding down can have taken away, here and in `at_tsc`, for TSCs of up to 16 GHz.
-    const ROUNDING: u64 = 32;
-    let wide = u128::from(slice.0 << (64 - INVERSE_SHIFT)) * u128::from(INVERSE_FACTOR.load(Ordering::Relaxed));
-    ((wide >> 64) as u64).saturating_add(ROUNDING)
+/// Monotonic time at any TSC reading; from before the clock's last change only about right.
+pub fn around(tsc: u64) -> Nanos {
+    PAGE.line().map_or(Nanos::ZERO, |(line, _)| line.around(tsc))
 }
 
-/// TSC reading at which the monotonic clock shows `at`.
+/// TSC reading at which the monotonic clock shows `at`, as things are now.
 #[inline]
 pub fn tsc_at(at: Nanos) -> u64 {
-    CLOCK.get().map_or(0, |c| c.boot_tsc.saturating_add(c.scale.to_ticks(at)))
+    PAGE.ticks_at(at)
 }
 
-/// A duration in TSC ticks.
+/// A duration in TSC ticks, as things are now.
 #[inline]
 pub fn ticks(d: Nanos) -> u64 {
-    CLOCK.get().map_or(0, |c| c.scale.to_ticks(d))
+    PAGE.scale().to_ticks(d)
 }
 
-/// TSC ticks as a duration.
-#[inline]
-pub fn ticks_to_nanos(t: u64) -> Nanos {
-    CLOCK.get().map_or(Nanos(0), |c| c.scale.to_ns(t))
-}
-
-/// The TSC's frequency.
+/// The frequency that this machine is told to have.
 pub fn tsc_khz() -> Khz {
-    CLOCK.get().map_or(Khz(0), |c| c.khz)
+    PAGE.told()
+}
+
+/// The frequency that its counter has.
+pub fn counter_khz() -> Khz {
+    PAGE.counter()
 }
 
 /// The APIC timer's frequency.

@@ -115,6 +115,11 @@ impl CpuTimers {
         }
     }
 
+    /// What the hardware is armed for means another time now: whatever comes next arms it anew. Own CPU, interrupts off.
+    pub(super) fn forget_programmed(&self) {
+        self.programmed.store(u64::MAX, Ordering::Relaxed);
+    }
+
     /// TSC value at which the timer fires; `u64::MAX`: not at all.
     pub fn armed_for(&self) -> u64 {
         self.programmed.load(Ordering::Relaxed)
@@ -132,6 +137,7 @@ pub fn interrupt(me: &Cpu) {
     me.stats.timer_interrupts.fetch_add(1, Ordering::Relaxed);
     let timers = &me.timers;
     timers.programmed.store(u64::MAX, Ordering::Relaxed);
+    super::sync(me);
     let now = super::now();
     loop {
         // One at a time: the action runs without the lock, it may arm or cancel timers.

@@ -1,17 +1,15 @@
-//! The wall clock: an offset to the monotonic clock, found once at boot.
+//! The wall clock: an offset to the monotonic clock, found once at boot and kept in the clock page.
 //!
 //! Under KVM from the wall-clock MSR (KVM API, "MSR_KVM_WALL_CLOCK_NEW"), else from the CMOS clock.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
+use vcpu_sched::clock::ClockLine;
 use vcpu_sched::ids::Nanos;
 
+use super::PAGE;
 use crate::arch::instr::{cpuid, inb, outb, wrmsr};
 use crate::chaos::clock;
+use crate::cpu;
 use crate::mm::frame;
-
-/// Nanoseconds since 1970 at monotonic time 0.
-static OFFSET: AtomicU64 = AtomicU64::new(0);
 
 /// KVM feature bit "clocksource 2" (CPUID 0x40000001 EAX) and its wall-clock MSR. Linux Documentation/virt/kvm/x86/{cpuid,msr}.rst.
 const KVM_FEATURE_CLOCKSOURCE2: u32 = 1 << 3;
@@ -19,23 +17,26 @@ const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 
 /// Finds the offset. Boot CPU.
 pub fn init() {
-    let now = super::now();
-    if clock::on() {
-        OFFSET.store(clock::WALL_OFFSET, Ordering::Relaxed);
-        return;
+    let offset = if clock::on() {
+        Nanos(clock::WALL_OFFSET)
+    } else {
+        let now = super::now();
+        Nanos(kvm_boot_time().or_else(cmos_time).unwrap_or(0)) - now
+    };
+    if let Some((line, _)) = PAGE.line() {
+        PAGE.set_line(&ClockLine { wall: offset, ..line });
     }
-    let since_epoch = kvm_boot_time().or_else(cmos_time).unwrap_or(0);
-    OFFSET.store(since_epoch.saturating_sub(now.0), Ordering::Relaxed);
+    super::start_this_cpu(cpu::this());
 }
 
 /// Time since 1970.
 pub fn now() -> Nanos {
-    Nanos(super::now().0.saturating_add(OFFSET.load(Ordering::Relaxed)))
+    super::now() + offset()
 }
 
 /// The wall clock's value at monotonic time 0.
 pub fn offset() -> Nanos {
-    Nanos(OFFSET.load(Ordering::Relaxed))
+    PAGE.wall()
 }
 
 /// Wall time at which this VM was started (some milliseconds ago), as KVM writes it: { u32 version; u32 sec; u32 nsec }.

@@ -27,7 +27,7 @@ pub fn print_last(cpu: &Cpu) {
 }
 
 fn line(r: &Record) {
-    let at = time::at_tsc(r.tsc).0;
+    let at = time::around(r.tsc).0;
     let (seconds, micros) = (at / 1_000_000_000, at / 1000 % 1_000_000);
     let task = r.task;
     match (Event::decode(r), Kind::from_u8(r.kind)) {

@@ -212,7 +212,7 @@ fn install(cpu: &'static Cpu, records: u32, mode: Mode) -> Result<(), OutOfMemor
     // SAFETY: set at bring-up; idle tasks live for ever.
     let idle = unsafe { &*cpu.idle.load(Ordering::Acquire) };
     let [name_a, name_b] = super::name_words(&idle.name());
-    ring.push(0, [tsc, head(Kind::Clock, TaskId(0), 0), time::at_tsc(tsc).0, u64::from(time::tsc_khz().0)]);
+    ring.push(0, [tsc, head(Kind::Clock, TaskId(0), 0), time::at_tsc(tsc).0, u64::from(time::counter_khz().0)]);
     ring.push(1, [tsc, head(Kind::Name, idle.id, 0), name_a, name_b]);
     ring.push(2, [tsc, head(Kind::Online, idle.id, 1), 0, 0]);
     cpu.trace.mask.store(ring.mask, Ordering::Relaxed);

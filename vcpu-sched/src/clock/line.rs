@@ -94,6 +94,11 @@ impl ClockLine {
         self.base_ns.saturating_add(self.scale.to_ns(ticks.saturating_sub(self.base_ticks)))
     }
 
+    /// The time at a tick before or after the base.
+    pub const fn around(&self, ticks: u64) -> Nanos {
+        self.at(ticks).saturating_sub(self.scale.to_ns(self.base_ticks.saturating_sub(ticks)))
+    }
+
     /// The tick at which the clock shows `time`; the base for what has passed before.
     #[inline]
     pub const fn ticks_at(&self, time: Nanos) -> u64 {

@@ -15,7 +15,7 @@ use crate::linux::process::Process;
 use crate::mm::user;
 use crate::sync::{SpinLock, WaitQueue};
 use crate::time::timer::{TimerHandle, TimerTarget, call_at};
-use crate::time::{self, wall};
+use crate::time::{self, shown};
 
 /// EFD_SEMAPHORE.
 const SEMAPHORE: u64 = 1;
@@ -316,8 +316,8 @@ pub fn set_timer(process: &Process, fd: u64, flags: u64, new: u64, old: u64) -> 
     let next = match (value, flags & ABSOLUTE != 0) {
         (0, _) => None,
         (v, false) => Some(Nanos(time::now().0.saturating_add(v))),
-        (v, true) if timer.realtime => Some(Nanos(v.saturating_sub(wall::offset().0))),
-        (v, true) => Some(Nanos(v)),
+        (v, true) if timer.realtime => Some(shown::wall(Nanos(v))),
+        (v, true) => Some(shown::monotonic(Nanos(v))),
     };
     timer.set(next, interval);
     Ok(0)

@@ -52,7 +52,7 @@ fn leave(thread: &Thread, status: u32) -> ! {
         }
         s.threads.is_empty()
     };
-    process.dead_ticks.fetch_add(me.stats.run_ticks.load(Ordering::Relaxed), Ordering::Relaxed);
+    process.dead_ns.fetch_add(me.stats.run_ns.load(Ordering::Relaxed), Ordering::Relaxed);
     process.dead_faults.fetch_add(me.stats.faults.load(Ordering::Relaxed), Ordering::Relaxed);
     process.dead_switches[0].fetch_add(me.stats.voluntary.load(Ordering::Relaxed), Ordering::Relaxed);
     process.dead_switches[1].fetch_add(me.stats.involuntary.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -126,7 +126,7 @@ fn tell_parent(process: &Arc<Process>, status: u32) {
             0 => (CLD_EXITED, status >> 8 & 0xff),
             s => (CLD_KILLED, s),
         };
-        let ticks = super::times::clock_ticks(process.dead_ticks.load(Ordering::Relaxed));
+        let ticks = super::times::clock_ticks(process.dead_ns.load(Ordering::Relaxed));
         signal::send_info(&parent, SigInfo::child(sig, what, process.pid, value, ticks));
     }
     parent.child_events.wake_all();

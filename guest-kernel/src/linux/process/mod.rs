@@ -95,10 +95,10 @@ pub struct Process {
     image: SpinLock<Arc<Image>>,
     /// Signal for the parent at the end (clone's low byte).
     pub exit_signal: AtomicU32,
-    /// TSC ticks of threads that have ended.
-    pub dead_ticks: AtomicU64,
-    /// TSC ticks of children that were waited for.
-    pub child_ticks: AtomicU64,
+    /// Run time of threads that have ended, in nanoseconds.
+    pub dead_ns: AtomicU64,
+    /// Of children that were waited for.
+    pub child_ns: AtomicU64,
     /// Page faults of ended threads.
     pub dead_faults: AtomicU64,
     /// Switches of ended threads: voluntary, involuntary.
@@ -199,10 +199,10 @@ impl Process {
         self.image().environ.clone()
     }
 
-    /// TSC ticks that its threads have run, the running ones' present slices not counted.
-    pub fn run_ticks(&self) -> u64 {
-        let living: u64 = self.signals.lock().threads.iter().map(|t| t.stats.run_ticks.load(Ordering::Relaxed)).sum();
-        living + self.dead_ticks.load(Ordering::Relaxed)
+    /// Nanoseconds that its threads have run, the running ones' present slices not counted.
+    pub fn run_ns(&self) -> u64 {
+        let living: u64 = self.signals.lock().threads.iter().map(|t| t.stats.run_ns.load(Ordering::Relaxed)).sum();
+        living + self.dead_ns.load(Ordering::Relaxed)
     }
 
     /// Whether the whole group ends.

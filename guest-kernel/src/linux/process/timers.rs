@@ -16,8 +16,8 @@ use crate::linux::errno::{Errno, SysResult};
 use crate::mm::user;
 use crate::sync::SpinLock;
 use crate::task::Task;
-use crate::time;
 use crate::time::timer::{TimerHandle, TimerTarget, call_at};
+use crate::time::{self, shown};
 
 const ITIMER_REAL: u64 = 0;
 const TIMER_ABSTIME: u64 = 1;
@@ -269,8 +269,8 @@ pub fn timer_settime(thread: &Thread, id: u64, flags: u64, new: u64, old: u64) -
     let (interval, value) = (from_timespec([a, b])?, from_timespec([c, d])?);
     let next = match (value.0, flags & TIMER_ABSTIME != 0) {
         (0, _) => None,
-        (v, true) if timer.realtime => Some(Nanos(v.saturating_sub(time::wall::offset().0))),
-        (v, true) => Some(Nanos(v)),
+        (v, true) if timer.realtime => Some(shown::wall(Nanos(v))),
+        (v, true) => Some(shown::monotonic(Nanos(v))),
         (v, false) => after(v),
     };
     timer.overrun.store(0, Ordering::Relaxed);

@@ -10,9 +10,9 @@ use super::{Process, Thread, futex, table};
 use crate::cpu;
 use crate::linux::errno::{Errno, SysResult};
 use crate::mm::user;
-use crate::sync::{Interrupted, WaitQueue};
+use crate::sync::{Interrupted, IrqGuard, WaitQueue};
 use crate::task::{Task, current};
-use crate::time;
+use crate::time::{self, shown};
 
 const SECOND: u64 = 1_000_000_000;
 /// Clock ids: Linux include/uapi/linux/time.h.
@@ -71,46 +71,46 @@ pub fn absolute_deadline(at: u64, realtime: bool) -> Result<Option<Nanos>, Errno
         return Ok(None);
     }
     let t = from_timespec(user::read(at)?)?;
-    Ok(Some(if realtime { Nanos(t.0.saturating_sub(time::wall::offset().0)) } else { t }))
+    Ok(Some(if realtime { shown::wall(t) } else { shown::monotonic(t) }))
 }
 
-/// TSC ticks as `clock_t`.
-pub fn clock_ticks(tsc: u64) -> u64 {
-    time::ticks_to_nanos(tsc).0 / CLOCK_TICK
+/// Nanoseconds as `clock_t`.
+pub fn clock_ticks(nanos: u64) -> u64 {
+    nanos / CLOCK_TICK
 }
 
-/// Ticks of the present slice of the running task.
+/// Nanoseconds of the present slice of the running task; by the clock that is used at its end.
 fn present_slice() -> u64 {
-    time::tsc().wrapping_sub(cpu::this().picked_at.load(Ordering::Relaxed))
+    let _irq = IrqGuard::new();
+    (time::at_tsc(time::tsc()) - Nanos(cpu::this().picked_time.load(Ordering::Relaxed))).0
 }
 
-fn task_ticks(task: &Task) -> u64 {
+fn task_nanos(task: &Task) -> u64 {
     let mine = core::ptr::eq(task, &*current());
-    task.stats.run_ticks.load(Ordering::Relaxed) + if mine { present_slice() } else { 0 }
+    task.stats.run_ns.load(Ordering::Relaxed) + if mine { present_slice() } else { 0 }
 }
 
-fn process_ticks(p: &Process) -> u64 {
+fn process_nanos(p: &Process) -> u64 {
     let mine = super::thread_of(&current()).is_some_and(|t| core::ptr::eq(&*t.process, p));
-    p.run_ticks() + if mine { present_slice() } else { 0 }
+    p.run_ns() + if mine { present_slice() } else { 0 }
 }
 
 fn read_clock(thread: &Thread, id: i32) -> Result<Nanos, Errno> {
     Ok(match id {
-        CLOCK_REALTIME | CLOCK_REALTIME_COARSE | CLOCK_TAI => time::wall::now(),
-        CLOCK_MONOTONIC | CLOCK_MONOTONIC_RAW | CLOCK_MONOTONIC_COARSE | CLOCK_BOOTTIME => time::now(),
-        CLOCK_PROCESS_CPUTIME => time::ticks_to_nanos(process_ticks(&thread.process)),
-        CLOCK_THREAD_CPUTIME => time::ticks_to_nanos(task_ticks(&current())),
+        CLOCK_REALTIME | CLOCK_REALTIME_COARSE | CLOCK_TAI => shown::wall_now(),
+        CLOCK_MONOTONIC | CLOCK_MONOTONIC_RAW | CLOCK_MONOTONIC_COARSE | CLOCK_BOOTTIME => shown::now(),
+        CLOCK_PROCESS_CPUTIME => Nanos(process_nanos(&thread.process)),
+        CLOCK_THREAD_CPUTIME => Nanos(task_nanos(&current())),
         // Encoded: ~number << 3 | kind, bit 2: a thread (Linux include/linux/posix-timers_types.h).
         id if id < 0 => {
             let number = !(id >> 3) as u32;
-            let ticks = if id & 4 != 0 {
-                task_ticks(&*super::identity::task_by_tid(thread, number).ok_or(Errno::EINVAL)?)
+            Nanos(if id & 4 != 0 {
+                task_nanos(&*super::identity::task_by_tid(thread, number).ok_or(Errno::EINVAL)?)
             } else if number == 0 {
-                process_ticks(&thread.process)
+                process_nanos(&thread.process)
             } else {
-                process_ticks(&*table::find(number).ok_or(Errno::EINVAL)?)
-            };
-            time::ticks_to_nanos(ticks)
+                process_nanos(&*table::find(number).ok_or(Errno::EINVAL)?)
+            })
         }
         _ => return Err(Errno::EINVAL),
     })
@@ -119,7 +119,7 @@ fn read_clock(thread: &Thread, id: i32) -> Result<Nanos, Errno> {
 /// clock_gettime(2).
 pub fn clock_gettime(thread: &Thread, id: u64, out: u64) -> SysResult {
     let now = match id as i32 {
-        CLOCK_MONOTONIC => time::now(),
+        CLOCK_MONOTONIC => shown::now(),
         id => read_clock(thread, id)?,
     };
     user::write(out, &to_timespec(now))?;
@@ -138,7 +138,7 @@ pub fn clock_getres(thread: &Thread, id: u64, out: u64) -> SysResult {
 /// gettimeofday(2).
 pub fn gettimeofday(tv: u64, tz: u64) -> SysResult {
     if tv != 0 {
-        user::write(tv, &to_timeval(time::wall::now()))?;
+        user::write(tv, &to_timeval(shown::wall_now()))?;
     }
     if tz != 0 {
         user::write(tz, &0u64)?;
@@ -148,7 +148,7 @@ pub fn gettimeofday(tv: u64, tz: u64) -> SysResult {
 
 /// time(2).
 pub fn time(out: u64) -> SysResult {
-    let now = time::wall::now().0 / SECOND;
+    let now = shown::wall_now().0 / SECOND;
     if out != 0 {
         user::write(out, &now)?;
     }
@@ -166,8 +166,8 @@ pub fn clock_nanosleep(thread: &Thread, id: u64, flags: u64, request: u64, remai
     let t = from_timespec(user::read(request)?)?;
     let now = time::now().0;
     match (id as i32, flags & TIMER_ABSTIME != 0) {
-        (CLOCK_REALTIME | CLOCK_TAI, true) => sleep(thread, Nanos(t.0.saturating_sub(time::wall::offset().0)), None),
-        (CLOCK_MONOTONIC | CLOCK_BOOTTIME, true) => sleep(thread, t, None),
+        (CLOCK_REALTIME | CLOCK_TAI, true) => sleep(thread, shown::wall(t), None),
+        (CLOCK_MONOTONIC | CLOCK_BOOTTIME, true) => sleep(thread, shown::monotonic(t), None),
         (CLOCK_REALTIME | CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_TAI, false) => {
             sleep(thread, Nanos(now.saturating_add(t.0)), Some(remaining))
         }
@@ -206,11 +206,11 @@ pub fn restart_syscall(thread: &Thread) -> SysResult {
     }
 }
 
-/// `struct rusage` for TSC ticks, kibibytes, switches (voluntary, involuntary) and faults. All time counts as user time:
+/// `struct rusage` for nanoseconds, kibibytes, switches (voluntary, involuntary) and faults. All time counts as user time:
 /// the kernel doesn't tell the two apart.
-pub fn usage_words(ticks: u64, max_resident: u64, switches: [u64; 2], faults: u64) -> [u64; 18] {
+pub fn usage_words(nanos: u64, max_resident: u64, switches: [u64; 2], faults: u64) -> [u64; 18] {
     let mut w = [0; 18];
-    let t = to_timeval(time::ticks_to_nanos(ticks));
+    let t = to_timeval(Nanos(nanos));
     w[0..2].copy_from_slice(&t);
     w[4] = max_resident;
     w[8] = faults;
@@ -225,7 +225,7 @@ pub fn getrusage(thread: &Thread, who: u64, out: u64) -> SysResult {
     let resident = p.space().map_or(0, |s| u64::from(s.resident.load(Ordering::Relaxed)) * 4);
     let words = match who as i32 {
         0 => usage_words(
-            process_ticks(p),
+            process_nanos(p),
             resident,
             [
                 sum(|t| t.stats.voluntary.load(Ordering::Relaxed), p.dead_switches[0].load(Ordering::Relaxed)),
@@ -233,11 +233,11 @@ pub fn getrusage(thread: &Thread, who: u64, out: u64) -> SysResult {
             ],
             sum(|t| t.stats.faults.load(Ordering::Relaxed), p.dead_faults.load(Ordering::Relaxed)),
         ),
-        -1 => usage_words(p.child_ticks.load(Ordering::Relaxed), 0, [0, 0], 0),
+        -1 => usage_words(p.child_ns.load(Ordering::Relaxed), 0, [0, 0], 0),
         1 => {
             let me = current();
             let switches = [&me.stats.voluntary, &me.stats.involuntary].map(|c| c.load(Ordering::Relaxed));
-            usage_words(task_ticks(&me), resident, switches, me.stats.faults.load(Ordering::Relaxed))
+            usage_words(task_nanos(&me), resident, switches, me.stats.faults.load(Ordering::Relaxed))
         }
         _ => return Err(Errno::EINVAL),
     };
@@ -249,8 +249,8 @@ pub fn getrusage(thread: &Thread, who: u64, out: u64) -> SysResult {
 pub fn times(thread: &Thread, out: u64) -> SysResult {
     if out != 0 {
         let p = &thread.process;
-        let children = clock_ticks(p.child_ticks.load(Ordering::Relaxed));
-        user::write(out, &[clock_ticks(process_ticks(p)), 0, children, 0])?;
+        let children = clock_ticks(p.child_ns.load(Ordering::Relaxed));
+        user::write(out, &[clock_ticks(process_nanos(p)), 0, children, 0])?;
     }
     Ok(time::now().0 / CLOCK_TICK)
 }

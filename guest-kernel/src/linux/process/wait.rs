@@ -47,7 +47,7 @@ struct Found {
     pid: u32,
     event: Event,
     status: u32,
-    ticks: u64,
+    run_ns: u64,
 }
 
 /// Looks once. `Err(true)`: there are children, but nothing to report; `Err(false)`: there are none.
@@ -88,11 +88,11 @@ fn look(me: &Process, which: Which, options: u32) -> Result<Found, bool> {
     });
     match (child, event) {
         (Some(p), Some(event)) => {
-            let ticks = p.dead_ticks.load(Ordering::Relaxed) + p.child_ticks.load(Ordering::Relaxed);
+            let run_ns = p.dead_ns.load(Ordering::Relaxed) + p.child_ns.load(Ordering::Relaxed);
             if matches!(event, Event::Exited) && !keep {
-                me.child_ticks.fetch_add(ticks, Ordering::Relaxed);
+                me.child_ns.fetch_add(run_ns, Ordering::Relaxed);
             }
-            Ok(Found { pid: p.pid, event, status: p.wait_status.load(Ordering::Relaxed), ticks })
+            Ok(Found { pid: p.pid, event, status: p.wait_status.load(Ordering::Relaxed), run_ns })
         }
         _ => Err(any),
     }
@@ -135,7 +135,7 @@ pub fn wait4(thread: &Thread, pid: u64, status: u64, options: u64, usage: u64) -
         user::write(status, &word)?;
     }
     if usage != 0 {
-        user::write(usage, &times::usage_words(found.ticks, 0, [0, 0], 0))?;
+        user::write(usage, &times::usage_words(found.run_ns, 0, [0, 0], 0))?;
     }
     Ok(u64::from(found.pid))
 }
@@ -183,7 +183,7 @@ pub fn waitid(thread: &Thread, kind: u64, id: u64, info: u64, options: u64, usag
         user::write(info, &i.to_words())?;
     }
     if usage != 0 {
-        user::write(usage, &times::usage_words(found.ticks, 0, [0, 0], 0))?;
+        user::write(usage, &times::usage_words(found.run_ns, 0, [0, 0], 0))?;
     }
     Ok(0)
 }

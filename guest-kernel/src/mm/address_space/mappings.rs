@@ -14,6 +14,8 @@ use crate::mm::vma::Vma;
 const MAX_MAPPINGS: usize = 65_530;
 /// Where the search for room begins: below what a program's stack may grow to.
 const MMAP_TOP: u64 = USER_END - (64 << 20);
+/// Where the vDSO and its data are mapped, before the search begins.
+pub const VDSO_START: u64 = MMAP_TOP;
 
 /// The mappings of one user half, and the page tables below it; lives under the space's lock.
 pub struct Mappings {

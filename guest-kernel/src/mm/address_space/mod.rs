@@ -22,7 +22,7 @@ use crate::mm::vma::{Backing, Prot, Vma};
 use crate::mm::{PhysAddr, page_down, page_up};
 use crate::sync::{Mutex, MutexGuard};
 
-pub use mappings::Mappings;
+pub use mappings::{Mappings, VDSO_START};
 use resolve::rights;
 pub use resolve::{Access, FaultError};
 

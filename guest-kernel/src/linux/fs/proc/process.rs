@@ -150,11 +150,8 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
     let (session, foreground) = tty::session();
     let (tty_nr, tpgid) = if session != 0 && session == p.sid() { (0x501, foreground as i32) } else { (0, -1) };
     let task = task_of(p, tid);
-    let ticks = if tid == p.pid {
-        p.run_ticks()
-    } else {
-        task.as_ref().map_or(0, |t| t.stats.run_ticks.load(Ordering::Relaxed))
-    };
+    let ticks =
+        if tid == p.pid { p.run_ns() } else { task.as_ref().map_or(0, |t| t.stats.run_ns.load(Ordering::Relaxed)) };
     let cpu = task.as_ref().map_or(0, |t| t.cpu.load(Ordering::Relaxed));
     let faults = task.as_ref().map_or(0, |t| t.stats.faults.load(Ordering::Relaxed));
     let sets = sets(p, tid);
@@ -178,7 +175,7 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
             p.pgid(),
             p.sid(),
             times::clock_ticks(ticks),
-            times::clock_ticks(p.child_ticks.load(Ordering::Relaxed)),
+            times::clock_ticks(p.child_ns.load(Ordering::Relaxed)),
             priority,
             nice,
             p.thread_count(),

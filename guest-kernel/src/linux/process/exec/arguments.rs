@@ -37,6 +37,7 @@ mod at {
     pub const RANDOM: u64 = 25;
     pub const HWCAP2: u64 = 26;
     pub const EXECFN: u64 = 31;
+    pub const SYSINFO_EHDR: u64 = 33;
     pub const MINSIGSTKSZ: u64 = 51;
 }
 
@@ -132,7 +133,7 @@ impl Arguments {
     }
 
     /// Writes everything below `top` in the current address space; returns the stack pointer and the auxiliary vector.
-    pub fn write(&self, top: u64, program: &Program, path: &[u8]) -> Result<(u64, Vec<u64>), Fault> {
+    pub fn write(&self, top: u64, program: &Program, vdso: Option<u64>, path: &[u8]) -> Result<(u64, Vec<u64>), Fault> {
         const PLATFORM: &[u8] = b"x86_64\0";
         let mut tail = Vec::new();
         tail.try_reserve(self.bytes.len() + path.len() + 40).map_err(|_| Fault)?;
@@ -148,7 +149,7 @@ impl Arguments {
         tail.resize(tail.len() + 9, 0);
         let base = (top - tail.len() as u64) & !15;
 
-        let auxv = auxiliary(program, base, base + seed.len() as u64, base + name);
+        let auxv = auxiliary(program, vdso, base, base + seed.len() as u64, base + name);
         let words = 1 + self.count + 1 + self.environment + 1 + auxv.len();
         let sp = (base - 8 * words as u64) & !15;
         let mut table = Vec::new();
@@ -173,7 +174,7 @@ impl Arguments {
     }
 }
 
-fn auxiliary(p: &Program, random: u64, platform: u64, name: u64) -> Vec<u64> {
+fn auxiliary(p: &Program, vdso: Option<u64>, random: u64, platform: u64, name: u64) -> Vec<u64> {
     /// `_SC_CLK_TCK`.
     const CLOCK_TICKS: u64 = 100;
     /// Size of a program header.
@@ -203,5 +204,6 @@ fn auxiliary(p: &Program, random: u64, platform: u64, name: u64) -> Vec<u64> {
         (at::PLATFORM, platform),
         (at::NULL, 0),
     ];
-    pairs.into_iter().flat_map(|(k, v)| [k, v]).collect()
+    let vdso = vdso.map(|base| (at::SYSINFO_EHDR, base));
+    vdso.into_iter().chain(pairs).flat_map(|(k, v)| [k, v]).collect()
 }

@@ -20,6 +20,7 @@ use crate::arch::trap_entry::TrapFrame;
 use crate::cpu;
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::fs::{self, Inode};
+use crate::linux::vdso;
 use crate::mm::address_space::AddressSpace;
 use crate::mm::layout::USER_END;
 use crate::mm::page_up;
@@ -49,6 +50,8 @@ const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
 pub struct Prepared {
     space: Arc<AddressSpace>,
     program: elf::Program,
+    /// AT_SYSINFO_EHDR.
+    vdso: Option<u64>,
     arguments: Arguments,
     /// As given, for AT_EXECFN.
     name: Vec<u8>,
@@ -84,7 +87,8 @@ pub fn prepare(
             if let Some(end) = page_up(program.end) {
                 space.lock().start_heap(end);
             }
-            return Ok(Prepared { space, program, arguments, name, file });
+            let vdso = vdso::map(&space)?;
+            return Ok(Prepared { space, program, vdso, arguments, name, file });
         }
         let (interpreter, option) = parse_script(head)?;
         let interpreter = interpreter.to_vec();
@@ -124,7 +128,7 @@ fn parse_script(head: &[u8]) -> Result<(&[u8], Option<&[u8]>), Errno> {
 /// the way to ring 3.
 pub fn commit(thread: &Thread, prepared: Prepared, frame: &mut TrapFrame) -> Result<(), Errno> {
     let process = &thread.process;
-    let Prepared { space, program, arguments, name, file } = prepared;
+    let Prepared { space, program, vdso, arguments, name, file } = prepared;
     become_only_thread(thread)?;
     let me = current();
     exit::release_memory(thread, me.space().is_some_and(|s| s.threads.load(Ordering::Relaxed) > 1));
@@ -144,7 +148,7 @@ pub fn commit(thread: &Thread, prepared: Prepared, frame: &mut TrapFrame) -> Res
         fpu::load_current_from(cpu::this(), &me, area);
     }
     me.set_name(&command_name(&name));
-    match finish(&program, &arguments, &name) {
+    match finish(&program, vdso, &arguments, &name) {
         Ok((sp, auxv)) => {
             process.set_image(Arc::new(Image {
                 path: file.path(),
@@ -165,11 +169,16 @@ pub fn commit(thread: &Thread, prepared: Prepared, frame: &mut TrapFrame) -> Res
     Ok(())
 }
 
-fn finish(program: &elf::Program, arguments: &Arguments, name: &[u8]) -> Result<(u64, Vec<u64>), user::Fault> {
+fn finish(
+    program: &elf::Program,
+    vdso: Option<u64>,
+    arguments: &Arguments,
+    name: &[u8],
+) -> Result<(u64, Vec<u64>), user::Fault> {
     if let Some((at, len)) = program.clear {
         user::zero(at, len as usize)?;
     }
-    arguments.write(STACK_TOP, program, name)
+    arguments.write(STACK_TOP, program, vdso, name)
 }
 
 /// Last component of a path, cut to the 15 bytes that Linux keeps.
