@@ -60,4 +60,22 @@ on_1_2_and_4_vcpus! {
     fn timers_glibc(guest: Guest) {
         guest.same_as_host(&program("glibc/timers"), &["1", "4"]).expect_stdout("PASS");
     }
+    fn clones_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/clones"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn clones_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/clones"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn limits_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/limits"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn limits_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/limits"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn cputime_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/cputime"), &["30"]).expect_stdout("PASS");
+    }
+    fn cputime_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/cputime"), &["30"]).expect_stdout("PASS");
+    }
 }

@@ -158,8 +158,8 @@ fn dispatch(t: &Thread, frame: &mut TrapFrame, nr: u64, a: &[u64; 6]) -> SysResu
         157 => identity::prctl(t, a),
         158 => identity::arch_prctl(a[0], a[1]),
         160 => resource::rlimit(t, a[0], a[1], 0),
-        // adjtimex, chroot, settimeofday, sethostname, setdomainname, clock_settime, clock_adjtime, unshare, setns
-        159 | 161 | 164 | 170 | 171 | 227 | 305 | 272 | 308 => Err(Errno::EPERM),
+        // adjtimex, chroot, settimeofday, sethostname, setdomainname, clock_settime, clock_adjtime, setns
+        159 | 161 | 164 | 170 | 171 | 227 | 305 | 308 => Err(Errno::EPERM),
         169 => Err(Errno::EPERM), // reboot
         186 => Ok(u64::from(t.tid())),
         200 => signal::tkill(t, a[0], a[1]),
@@ -180,6 +180,7 @@ fn dispatch(t: &Thread, frame: &mut TrapFrame, nr: u64, a: &[u64; 6]) -> SysResu
         231 => exit::exit_group(t, a[0]),
         234 => signal::tgkill(t, a[0], a[1], a[2]),
         247 => wait::waitid(t, a[0], a[1], a[2], a[3], a[4]),
+        272 => clone::unshare(t, a[0]),
         273 => identity::set_robust_list(t, a[0], a[1]),
         274 => identity::get_robust_list(t, a[0], a[1], a[2]),
         297 => signal::rt_tgsigqueueinfo(t, a[0], a[1], a[2], a[3]),

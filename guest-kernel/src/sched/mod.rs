@@ -55,6 +55,7 @@ pub use balance::give_away;
 pub use params::set_params;
 pub use place::{send, wake};
 pub use suspend::{hold, let_go, lift, wait_while_held};
+pub use switch::ran;
 pub use tick::{rearm, timer};
 
 /// One CPU's tasks.

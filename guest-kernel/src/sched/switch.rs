@@ -15,14 +15,14 @@ use vcpu_sched::policy::{EnqueueReason, PutReason};
 use vcpu_sched::task::state::{Action, Event, State};
 
 use super::place::{self, Why};
-use super::{Queue, balance, load_fs_base, tick};
+use super::{Queue, balance, load_fs_base, tick, with_queue_of};
 use crate::arch::{fpu, instr, switch};
 use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu, shown};
 use crate::mm::layout::{CPU_SLOT, USER_CPU_SLOT};
 use crate::mm::page_table::Entry;
 use crate::mm::shootdown;
-use crate::sync::SpinLockGuard;
+use crate::sync::{IrqGuard, SpinLockGuard};
 use crate::task::{Task, TaskRef};
 use crate::time;
 use crate::trace;
@@ -322,6 +322,20 @@ fn let_go(me: &Cpu, prev: *mut Task) {
         me.forward.store(false, Ordering::Relaxed);
         place::place(TaskRef(prev), Why::Migrate(MigrateReason::Affinity));
     }
+}
+
+/// How long a task has run, its present slice included. Callable from interrupt context.
+pub fn ran(task: &Task) -> Nanos {
+    let _irq = IrqGuard::new();
+    let before = || Nanos(task.stats.run_ns.load(Ordering::Relaxed));
+    // With its queue locked the slice is either in the counter, or the CPU's present one.
+    let exact = with_queue_of(task, |cpu, rq| {
+        let runs = place::running(cpu, rq).is_some_and(|running| core::ptr::eq(Arc::as_ptr(&running.0), task));
+        let picked = Nanos(cpu.picked_time.load(Ordering::Relaxed));
+        let slice = if runs { cpu.clock.at(time::tsc()) - picked } else { Nanos::ZERO };
+        before() + slice
+    });
+    exact.unwrap_or_else(before)
 }
 
 /// First thing that a new task does.

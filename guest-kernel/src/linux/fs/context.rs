@@ -1,4 +1,7 @@
 //! What a process knows of the file system: descriptors, working directory, umask.
+//!
+//! Threads share all of it. Processes may share the descriptors (CLONE_FILES) or the other two (CLONE_FS) until one of them
+//! unshares them or runs a program.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -41,7 +44,32 @@ struct Table {
     first_free: usize,
 }
 
+/// Whose the descriptors are. A process's own are in place, so that a look-up takes one lock; the lock of shared ones is taken
+/// with the process's own held, and is a leaf.
+enum Files {
+    Own(Table),
+    Shared(Arc<SpinLock<Table>>),
+}
+
+/// Working directory and umask.
+struct Place {
+    /// Guards the handle only.
+    cwd: SpinLock<Arc<dyn Inode>>,
+    umask: AtomicU32,
+}
+
+/// What a new process shares with its parent; of the rest it gets a copy.
+#[derive(Clone, Copy, Default)]
+pub struct Share {
+    /// Descriptors (CLONE_FILES).
+    pub files: bool,
+    /// Working directory and umask (CLONE_FS).
+    pub place: bool,
+}
+
 impl Table {
+    const EMPTY: Self = Self { slots: Vec::new(), first_free: 0 };
+
     /// The lowest free descriptor from `from` on; the slot is there.
     fn free_from(&mut self, from: usize, limit: usize) -> Result<usize, Errno> {
         let mut fd = from.max(self.first_free);
@@ -77,10 +105,9 @@ impl Table {
 /// See the module's text.
 pub struct FsContext {
     /// Guards the table only: it is held for a look-up, never while a file is used or dropped.
-    table: SpinLock<Table>,
+    files: SpinLock<Files>,
     /// Guards the handle only.
-    cwd: SpinLock<Arc<dyn Inode>>,
-    umask: AtomicU32,
+    place: SpinLock<Arc<Place>>,
 }
 
 impl FsContext {
@@ -110,19 +137,65 @@ impl FsContext {
     fn with_streams(root: Arc<dyn Inode>, stream: impl Fn(u8) -> FileRef) -> Self {
         let slots = (0..3).map(|n| Some(Slot { file: stream(n), close_on_exec: false })).collect();
         Self {
-            table: SpinLock::new(Table { slots, first_free: 3 }),
-            cwd: SpinLock::new(root),
-            umask: AtomicU32::new(0o022),
+            files: SpinLock::new(Files::Own(Table { slots, first_free: 3 })),
+            place: SpinLock::new(Arc::new(Place { cwd: SpinLock::new(root), umask: AtomicU32::new(0o022) })),
         }
     }
 
-    /// A copy for a new process: the table is copied, the open files are shared.
-    pub fn fork(&self) -> Self {
-        Self {
-            table: SpinLock::new(self.table.lock().clone()),
-            cwd: SpinLock::new(self.cwd()),
-            umask: AtomicU32::new(self.umask.load(Ordering::Relaxed)),
+    /// For a new process. Of a copied table the open files are shared all the same.
+    pub fn fork(&self, share: Share) -> Self {
+        let files =
+            if share.files { Files::Shared(self.share_table()) } else { Files::Own(self.with_table(|t| t.clone())) };
+        let place = if share.place { self.place() } else { self.copy_place() };
+        Self { files: SpinLock::new(files), place: SpinLock::new(place) }
+    }
+
+    /// Ends what is shared with other processes (unshare(2), and exec for the descriptors).
+    pub fn unshare(&self, what: Share) {
+        if what.files {
+            let mut files = self.files.lock();
+            let copy = match &*files {
+                Files::Own(_) => None,
+                Files::Shared(table) => Some(table.lock().clone()),
+            };
+            let old = copy.map(|table| core::mem::replace(&mut *files, Files::Own(table)));
+            drop(files);
+            drop(old); // after the lock: the last handle closes files
         }
+        if what.place {
+            let copy = self.copy_place();
+            let old = core::mem::replace(&mut *self.place.lock(), copy);
+            drop(old); // after the lock
+        }
+    }
+
+    #[inline]
+    fn with_table<R>(&self, f: impl FnOnce(&mut Table) -> R) -> R {
+        match &mut *self.files.lock() {
+            Files::Own(table) => f(table),
+            Files::Shared(table) => f(&mut table.lock()),
+        }
+    }
+
+    /// A handle to the table, which others may have from now on.
+    fn share_table(&self) -> Arc<SpinLock<Table>> {
+        let mut files = self.files.lock();
+        if let Files::Own(table) = &mut *files {
+            let table = core::mem::replace(table, Table::EMPTY);
+            *files = Files::Shared(Arc::new(SpinLock::new(table)));
+        }
+        match &*files {
+            Files::Shared(table) => table.clone(),
+            Files::Own(_) => unreachable!("just replaced"),
+        }
+    }
+
+    fn place(&self) -> Arc<Place> {
+        self.place.lock().clone()
+    }
+
+    fn copy_place(&self) -> Arc<Place> {
+        Arc::new(Place { cwd: SpinLock::new(self.cwd()), umask: AtomicU32::new(self.umask()) })
     }
 
     /// Closes what is marked close-on-exec.
@@ -130,9 +203,15 @@ impl FsContext {
         self.close_where(|_, s| s.close_on_exec);
     }
 
-    /// Closes everything (the last thread has ended).
+    /// Lets go of all descriptors (the last thread has ended): closes those that no other process shares.
     pub fn close_all(&self) {
-        self.close_where(|_, _| true);
+        let left = core::mem::replace(&mut *self.files.lock(), Files::Own(Table::EMPTY));
+        let slots = match left {
+            Files::Own(table) => table.slots,
+            // Locks go with the process, whoever else has the descriptors.
+            Files::Shared(table) => table.lock().slots.iter().filter(|s| s.is_some()).cloned().collect(),
+        };
+        slots.iter().flatten().for_each(Slot::released);
     }
 
     /// Closes what `select` accepts.
@@ -141,8 +220,7 @@ impl FsContext {
         loop {
             // A few at a time: the lock is short, and files are dropped after it.
             let mut gone = arrayvec::ArrayVec::<Slot, 16>::new();
-            let end = {
-                let mut t = self.table.lock();
+            let end = self.with_table(|t| {
                 while at < t.slots.len() && !gone.is_full() {
                     if t.slots[at].as_ref().is_some_and(|s| select(at, s)) {
                         gone.extend(t.take(at));
@@ -150,7 +228,7 @@ impl FsContext {
                     at += 1;
                 }
                 at >= t.slots.len()
-            };
+            });
             gone.iter().for_each(Slot::released);
             drop(gone);
             if end {
@@ -165,11 +243,10 @@ impl FsContext {
     /// EBADF.
     #[inline]
     pub fn file(&self, fd: i32) -> Result<FileRef, Errno> {
-        let table = self.table.lock();
-        match table.slots.get(fd as u32 as usize) {
+        self.with_table(|table| match table.slots.get(fd as u32 as usize) {
             Some(Some(slot)) => Ok(slot.file.clone()),
             _ => Err(Errno::EBADF),
-        }
+        })
     }
 
     /// Gives a file the lowest free descriptor.
@@ -190,18 +267,14 @@ impl FsContext {
             return Err(Errno::EINVAL);
         }
         let slot = Slot { file, close_on_exec };
-        let mut table = self.table.lock();
-        match table.free_from(from, limit) {
+        let result = self.with_table(|table| match table.free_from(from, limit) {
             Ok(fd) => {
                 table.slots[fd] = Some(slot);
                 Ok(fd as u64)
             }
-            Err(e) => {
-                drop(table);
-                drop(slot); // after the lock
-                Err(e)
-            }
-        }
+            Err(e) => Err((e, slot)),
+        });
+        result.map_err(|(e, _slot)| e) // which drops after the lock
     }
 
     /// Gives a file a certain descriptor; what was there is closed (dup2).
@@ -212,12 +285,12 @@ impl FsContext {
         if fd >= descriptor_limit() {
             return Err(Errno::EBADF);
         }
-        let old = {
-            let mut table = self.table.lock();
-            table.reach(fd)?;
-            table.slots[fd].replace(Slot { file, close_on_exec })
-        };
-        if let Some(old) = old {
+        let slot = Slot { file, close_on_exec };
+        let old = self.with_table(|table| match table.reach(fd) {
+            Ok(()) => Ok(table.slots[fd].replace(slot)),
+            Err(e) => Err((e, slot)),
+        });
+        if let Some(old) = old.map_err(|(e, _slot)| e)? {
             old.released();
         }
         Ok(fd as u64)
@@ -228,16 +301,17 @@ impl FsContext {
     /// # Errors
     /// EBADF.
     pub fn close(&self, fd: i32) -> SysResult {
-        let slot = self.table.lock().take(fd as u32 as usize);
+        let slot = self.with_table(|table| table.take(fd as u32 as usize));
         slot.map(|s| s.released()).map(|()| 0).ok_or(Errno::EBADF)
     }
 
     /// close_range(2): closes, or marks close-on-exec.
     pub fn close_range(&self, first: usize, last: usize, mark_only: bool) {
         if mark_only {
-            let mut table = self.table.lock();
-            let end = last.saturating_add(1).min(table.slots.len());
-            table.slots[first.min(end)..end].iter_mut().flatten().for_each(|s| s.close_on_exec = true);
+            self.with_table(|table| {
+                let end = last.saturating_add(1).min(table.slots.len());
+                table.slots[first.min(end)..end].iter_mut().flatten().for_each(|s| s.close_on_exec = true);
+            });
         } else {
             self.close_where(|fd, _| (first..=last).contains(&fd));
         }
@@ -248,8 +322,8 @@ impl FsContext {
     /// # Errors
     /// EBADF.
     pub fn close_on_exec_of(&self, fd: i32) -> Result<bool, Errno> {
-        let table = self.table.lock();
-        table.slots.get(fd as u32 as usize).and_then(Option::as_ref).map(|s| s.close_on_exec).ok_or(Errno::EBADF)
+        let at = fd as u32 as usize;
+        self.with_table(|t| t.slots.get(at).and_then(Option::as_ref).map(|s| s.close_on_exec)).ok_or(Errno::EBADF)
     }
 
     /// Sets the close-on-exec mark.
@@ -257,21 +331,21 @@ impl FsContext {
     /// # Errors
     /// EBADF.
     pub fn set_close_on_exec(&self, fd: i32, on: bool) -> SysResult {
-        let mut table = self.table.lock();
-        let slot = table.slots.get_mut(fd as u32 as usize).and_then(Option::as_mut).ok_or(Errno::EBADF)?;
-        slot.close_on_exec = on;
-        Ok(0)
+        self.with_table(|table| {
+            let slot = table.slots.get_mut(fd as u32 as usize).and_then(Option::as_mut).ok_or(Errno::EBADF)?;
+            slot.close_on_exec = on;
+            Ok(0)
+        })
     }
 
     /// All open descriptors, for /proc.
     pub fn descriptors(&self) -> Vec<usize> {
-        let table = self.table.lock();
-        table.slots.iter().enumerate().filter(|(_, s)| s.is_some()).map(|(i, _)| i).collect()
+        self.with_table(|t| t.slots.iter().enumerate().filter(|(_, s)| s.is_some()).map(|(i, _)| i).collect())
     }
 
     /// Working directory.
     pub fn cwd(&self) -> Arc<dyn Inode> {
-        self.cwd.lock().clone()
+        self.place().cwd.lock().clone()
     }
 
     /// Sets the working directory by its path.
@@ -291,19 +365,19 @@ impl FsContext {
         if !dir.is_dir() {
             return Err(Errno::ENOTDIR);
         }
-        let old = core::mem::replace(&mut *self.cwd.lock(), dir);
+        let old = core::mem::replace(&mut *self.place().cwd.lock(), dir);
         drop(old); // after the lock
         Ok(())
     }
 
     /// The permission bits that new files don't get.
     pub fn umask(&self) -> u32 {
-        self.umask.load(Ordering::Relaxed)
+        self.place().umask.load(Ordering::Relaxed)
     }
 
     /// Sets the umask; returns the old one.
     pub fn set_umask(&self, mask: u32) -> u32 {
-        self.umask.swap(mask & 0o777, Ordering::Relaxed)
+        self.place().umask.swap(mask & 0o777, Ordering::Relaxed)
     }
 
     /// Where a `*at` call starts: the working directory for AT_FDCWD, else an open directory.

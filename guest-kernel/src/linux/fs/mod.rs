@@ -34,11 +34,12 @@ mod tty;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-pub use self::context::FsContext;
+pub use self::context::{FsContext, Share};
 pub use self::dispatch::dispatch;
 use self::inode::Caller;
 pub use self::inode::Inode;
 use self::memfs::{Body, DirBody, Name, Node};
+pub use self::open_file::Flags as FileFlags;
 use crate::linux::errno::Errno;
 use crate::linux::process::Process;
 use crate::mm::PhysAddr;

@@ -63,7 +63,15 @@ pub fn open(process: &Process, pid: u64, flags: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let target = process::find(pid as u32).ok_or(Errno::ESRCH)?;
-    process.fs.install(OpenFile::new(PidFile(target), given | Flags::RDWR), true)
+    install(process, &target, given)
+}
+
+/// A new descriptor of `process` that names `target` (clone with CLONE_PIDFD).
+///
+/// # Errors
+/// EMFILE.
+pub fn install(process: &Process, target: &Arc<Process>, flags: Flags) -> SysResult {
+    process.fs.install(OpenFile::new(PidFile(target.clone()), flags | Flags::RDWR), true)
 }
 
 /// The process behind a descriptor, and whether waiting for it may not block.

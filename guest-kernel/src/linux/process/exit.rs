@@ -47,12 +47,12 @@ fn leave(thread: &Thread, status: u32) -> ! {
         let at = s.threads.iter().position(|t| core::ptr::eq(Arc::as_ptr(t), &*me));
         // Not the task's last handle: the task table has one.
         at.map(|i| s.threads.remove(i));
+        process.dead_ns.fetch_add(sched::ran(&me).0, Ordering::Relaxed);
         if !s.threads.is_empty() && s.shared.set != 0 {
             signal::recalculate(&s); // one that was ours to take
         }
         s.threads.is_empty()
     };
-    process.dead_ns.fetch_add(me.stats.run_ns.load(Ordering::Relaxed), Ordering::Relaxed);
     process.dead_faults.fetch_add(me.stats.faults.load(Ordering::Relaxed), Ordering::Relaxed);
     process.dead_switches[0].fetch_add(me.stats.voluntary.load(Ordering::Relaxed), Ordering::Relaxed);
     process.dead_switches[1].fetch_add(me.stats.involuntary.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -1,12 +1,15 @@
 //! Memory calls: mmap and its kin, brk. `mm::address_space` does the work; here are Linux's arguments and errors.
 
+use core::ops::Range;
+
 use super::Thread;
+use super::resource::INFINITY;
 use super::shared_memory::SharedMemory;
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::fs;
 use crate::mm::address_space::{AddressSpace, MapError, USER_START};
 use crate::mm::layout::{PAGE_SIZE, USER_END};
-use crate::mm::vma::{Backing, Prot};
+use crate::mm::vma::{Backing, Prot, Vma};
 use crate::mm::{frame, page_up, user};
 use crate::task::current;
 
@@ -45,6 +48,34 @@ fn with_space<T>(f: impl FnOnce(&AddressSpace) -> Result<T, Errno>) -> Result<T,
 fn check_commit(pages: u64) -> Result<(), Errno> {
     let (_, total) = frame::usage();
     if pages > u64::from(total) { Err(Errno::ENOMEM) } else { Ok(()) }
+}
+
+/// RLIMIT_AS and RLIMIT_DATA, for a process that is to get `bytes` more, which are `data` (private and writable) or not.
+/// `replaced`: a range that goes away for it.
+fn check_limits(space: &AddressSpace, bytes: u64, data: bool, replaced: Range<u64>) -> Result<(), Errno> {
+    let (most, most_data) = {
+        let process = super::current();
+        let limits = process.limits.lock();
+        (limits.address_space(), if data { limits.data() } else { INFINITY })
+    };
+    if most == INFINITY && most_data == INFINITY {
+        return Ok(());
+    }
+    let (mut all, mut private) = (bytes, bytes);
+    for vma in space.lock().iter() {
+        let overlap = vma.end.min(replaced.end).saturating_sub(vma.start.max(replaced.start));
+        let len = vma.end - vma.start - overlap;
+        all = all.saturating_add(len);
+        if is_data(vma) {
+            private = private.saturating_add(len);
+        }
+    }
+    if all > most || private > most_data { Err(Errno::ENOMEM) } else { Ok(()) }
+}
+
+/// What RLIMIT_DATA counts (Linux: `is_data_mapping`).
+fn is_data(vma: &Vma) -> bool {
+    vma.prot.contains(Prot::WRITE) && !matches!(vma.backing, Backing::Shared(_)) && vma.name != "[stack]"
 }
 
 /// mmap(2).
@@ -94,6 +125,8 @@ pub fn mmap(thread: &Thread, a: &[u64; 6]) -> SysResult {
         if flags & MAP_FIXED_NOREPLACE != 0 && flags & MAP_FIXED == 0 && s.lock().occupied(addr, addr + len) {
             return Err(Errno::EEXIST);
         }
+        let data = !shared && prot.contains(Prot::WRITE);
+        check_limits(s, len, data, if fixed { addr..addr + len } else { 0..0 })?;
         Ok(s.map(hint, len, prot, backing, page, fixed, "")?)
     })?;
     if flags & MAP_POPULATE != 0 {
@@ -155,6 +188,10 @@ pub fn mremap(a: &[u64; 6]) -> SysResult {
     check_commit(page_up(new_len).ok_or(Errno::EINVAL)? / PAGE_SIZE)?;
     let target = fixed.then_some(new);
     with_space(|s| {
+        if let Some(more) = new_len.checked_sub(old_len) {
+            let data = s.lock().find(old).is_some_and(is_data);
+            check_limits(s, more, data, 0..0)?;
+        }
         s.remap(old, old_len, new_len, flags & MREMAP_MAYMOVE != 0, target).map_err(|e| match e {
             MapError::NotMapped => Errno::EFAULT,
             e => e.into(),
@@ -247,5 +284,9 @@ pub fn mincore(start: u64, len: u64, out: u64) -> SysResult {
 
 /// brk(2).
 pub fn brk(want: u64) -> SysResult {
-    with_space(|s| Ok(s.set_brk(want)))
+    with_space(|s| {
+        let now = s.lock().brk;
+        let refused = want > now && check_limits(s, want - now, true, 0..0).is_err();
+        Ok(if refused { now } else { s.set_brk(want) })
+    })
 }

@@ -7,6 +7,7 @@
 //! All of these are spin locks: nothing under them touches user memory or sleeps.
 
 pub mod clone;
+pub mod cpu_clock;
 pub mod crash_report;
 pub mod exec;
 pub mod exit;
@@ -199,9 +200,11 @@ impl Process {
         self.image().environ.clone()
     }
 
-    /// Nanoseconds that its threads have run, the running ones' present slices not counted.
+    /// Nanoseconds that its threads have run. Callable from interrupt context.
     pub fn run_ns(&self) -> u64 {
-        let living: u64 = self.signals.lock().threads.iter().map(|t| t.stats.run_ns.load(Ordering::Relaxed)).sum();
+        let s = self.signals.lock();
+        let living: u64 = s.threads.iter().map(|t| crate::sched::ran(t).0).sum();
+        // Under the lock: a thread that ends goes from one to the other.
         living + self.dead_ns.load(Ordering::Relaxed)
     }
 

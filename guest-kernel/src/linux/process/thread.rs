@@ -38,6 +38,15 @@ pub enum Restart {
         /// User address of a timespec.
         remaining: u64,
     },
+    /// The same on a clock of CPU time.
+    CpuSleep {
+        /// Which clock.
+        id: i32,
+        /// What it must show.
+        until: Nanos,
+        /// User address of a timespec.
+        remaining: u64,
+    },
     /// FUTEX_WAIT with a relative timeout.
     Futex {
         /// Address of the word.

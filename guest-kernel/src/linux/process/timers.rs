@@ -1,7 +1,7 @@
-//! Timers that send signals: setitimer, alarm, timer_create and its kin. Wall-clock time only: timers on CPU time
-//! (ITIMER_VIRTUAL, ITIMER_PROF, CPU clocks) are refused.
+//! Timers that send signals: setitimer, alarm, timer_create and its kin, RLIMIT_CPU.
 //!
-//! A [`Timer`] fires in interrupt context; a fire that lost the race with a change finds that its time has not come.
+//! A [`Timer`] fires in interrupt context; a fire that lost the race with a change finds that its time has not come. One on CPU
+//! time is looked at when its time can have come at the earliest, and armed anew if it has not.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -9,9 +9,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use vcpu_sched::ids::Nanos;
 
-use super::signal::{self, MAX_SIGNAL, SIGALRM, SigInfo, code};
+use super::cpu_clock::CpuClock;
+use super::signal::{self, MAX_SIGNAL, SIGALRM, SIGPROF, SIGVTALRM, SigInfo, code};
 use super::times::{from_timespec, to_timespec, to_timeval};
-use super::{Process, Thread, identity};
+use super::{Process, Thread, identity, resource};
 use crate::linux::errno::{Errno, SysResult};
 use crate::mm::user;
 use crate::sync::SpinLock;
@@ -19,20 +20,25 @@ use crate::task::Task;
 use crate::time::timer::{TimerHandle, TimerTarget, call_at};
 use crate::time::{self, shown};
 
-const ITIMER_REAL: u64 = 0;
+/// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: their signals.
+const INTERVAL_SIGNALS: [u32; 3] = [SIGALRM, SIGVTALRM, SIGPROF];
+const ITIMER_REAL: usize = 0;
 const TIMER_ABSTIME: u64 = 1;
 /// `sigev_notify`: Linux include/uapi/asm-generic/siginfo.h.
 const SIGEV_SIGNAL: u32 = 0;
 const SIGEV_NONE: u32 = 1;
 const SIGEV_THREAD: u32 = 2;
 const SIGEV_THREAD_ID: u32 = 4;
-/// POSIX timers of one process (Linux: RLIMIT_SIGPENDING).
+/// POSIX timers of one process, whatever RLIMIT_SIGPENDING says.
 const MAX_TIMERS: usize = 1024;
 const SECOND: u64 = 1_000_000_000;
 
 /// A process's timers.
 pub struct Timers {
-    real: Option<Arc<Timer>>,
+    /// By `ITIMER_*`.
+    intervals: [Option<Arc<Timer>>; 3],
+    /// RLIMIT_CPU.
+    limit: Option<Arc<Timer>>,
     posix: BTreeMap<i32, Arc<Timer>>,
     next_id: i32,
 }
@@ -40,7 +46,7 @@ pub struct Timers {
 impl Timers {
     /// None.
     pub const fn new() -> Self {
-        Self { real: None, posix: BTreeMap::new(), next_id: 0 }
+        Self { intervals: [const { None }; 3], limit: None, posix: BTreeMap::new(), next_id: 0 }
     }
 
     /// Deletes the POSIX timers (exec).
@@ -54,14 +60,16 @@ impl Timers {
 /// Stops all timers of an ending process.
 pub fn end(process: &Process) {
     let timers = core::mem::replace(&mut *process.timers.lock(), Timers::new());
-    timers.real.iter().chain(timers.posix.values()).for_each(|t| {
+    timers.intervals.iter().flatten().chain(&timers.limit).chain(timers.posix.values()).for_each(|t| {
         t.set(None, 0);
     });
 }
 
 enum Notify {
-    /// SIGALRM, from the kernel.
-    Alarm,
+    /// A signal from the kernel (setitimer).
+    Kernel(u32),
+    /// RLIMIT_CPU is reached.
+    CpuLimit,
     Nothing,
     /// To the process, or to one thread of it.
     Signal {
@@ -70,8 +78,35 @@ enum Notify {
     },
 }
 
+/// What a timer counts by.
+enum Clock {
+    /// The monotonic clock.
+    Monotonic,
+    /// The same: absolute times are translated when they come from the program.
+    Realtime,
+    Cpu(CpuClock),
+}
+
+impl Clock {
+    /// `None`: a clock of CPU time whose owner has ended.
+    fn now(&self) -> Option<Nanos> {
+        match self {
+            Self::Monotonic | Self::Realtime => Some(time::now()),
+            Self::Cpu(clock) => clock.read(),
+        }
+    }
+
+    /// Monotonic time of the first look whether `at` is reached.
+    fn first_look(&self, now: Nanos, at: Nanos) -> Nanos {
+        match self {
+            Self::Monotonic | Self::Realtime => at,
+            Self::Cpu(clock) => clock.next_look(now, at),
+        }
+    }
+}
+
 struct State {
-    /// When it fires; `None`: disarmed.
+    /// When it fires, by its clock; `None`: disarmed.
     next: Option<Nanos>,
     interval: u64,
     handle: Option<TimerHandle>,
@@ -82,18 +117,18 @@ pub struct Timer {
     me: Weak<Timer>,
     process: Weak<Process>,
     notify: Notify,
-    realtime: bool,
+    clock: Clock,
     state: SpinLock<State>,
     overrun: AtomicU32,
 }
 
 impl Timer {
-    fn new(process: &Arc<Process>, notify: Notify, realtime: bool) -> Arc<Self> {
+    fn new(process: &Arc<Process>, notify: Notify, clock: Clock) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             process: Arc::downgrade(process),
             notify,
-            realtime,
+            clock,
             state: SpinLock::new(State { next: None, interval: 0, handle: None }),
             overrun: AtomicU32::new(0),
         })
@@ -101,13 +136,15 @@ impl Timer {
 
     /// Arms or disarms it; returns the time that was left and the interval.
     fn set(&self, next: Option<Nanos>, interval: u64) -> (u64, u64) {
+        let now = self.clock.now();
+        let look = next.zip(now).map(|(at, now)| self.clock.first_look(now, at));
         let (old, handle) = {
             let mut s = self.state.lock();
-            let old = Self::remaining(&s);
+            let old = Self::remaining(&s, now);
             let handle = s.handle.take();
             s.next = next;
             s.interval = interval;
-            if let (Some(at), Some(me)) = (next, self.me.upgrade()) {
+            if let (Some(at), Some(me)) = (look, self.me.upgrade()) {
                 s.handle = Some(call_at(at, me));
             }
             (old, handle)
@@ -119,37 +156,63 @@ impl Timer {
     }
 
     fn get(&self) -> (u64, u64) {
-        Self::remaining(&self.state.lock())
+        let now = self.clock.now();
+        Self::remaining(&self.state.lock(), now)
     }
 
-    fn remaining(s: &State) -> (u64, u64) {
+    fn remaining(s: &State, now: Option<Nanos>) -> (u64, u64) {
         // An armed timer never shows 0: that would say disarmed.
-        (s.next.map_or(0, |n| n.0.saturating_sub(time::now().0).max(1)), s.interval)
+        (s.next.zip(now).map_or(0, |(at, now)| at.0.saturating_sub(now.0).max(1)), s.interval)
+    }
+
+    /// `delay` from now, by its clock; none for 0, which disarms.
+    fn after(&self, delay: u64) -> Option<Nanos> {
+        self.clock.now().filter(|_| delay != 0).map(|now| Nanos(now.0.saturating_add(delay)))
+    }
+
+    /// Looks whether the time has come, and goes on to the next one. Returns whether it had.
+    fn expire(&self) -> bool {
+        let Some(now) = self.clock.now() else { return false };
+        let mut s = self.state.lock();
+        let Some(at) = s.next else { return false };
+        // It named the shot that brought us here, or one that a change has armed meanwhile and that is armed anew.
+        let handle = s.handle.take();
+        if at <= now {
+            s.next = (now.0 - at.0).checked_div(s.interval).map(|missed| {
+                self.overrun.fetch_add(missed as u32, Ordering::Relaxed);
+                Nanos(at.0.saturating_add(s.interval.saturating_mul(missed + 1)))
+            });
+        }
+        let next = s.next;
+        drop(s);
+        if let Some(h) = handle {
+            h.cancel();
+        }
+        if let Some((next, me)) = next.zip(self.me.upgrade()) {
+            self.arm(next, self.clock.first_look(now, next), me);
+        }
+        at <= now
+    }
+
+    /// Arms the next shot, unless the timer was changed meanwhile.
+    fn arm(&self, next: Nanos, look: Nanos, me: Arc<Timer>) {
+        let mut s = self.state.lock();
+        if s.next == Some(next) && s.handle.is_none() {
+            s.handle = Some(call_at(look, me));
+        }
     }
 }
 
 impl TimerTarget for Timer {
     fn fire(&self) {
-        {
-            let mut s = self.state.lock();
-            let now = time::now();
-            let Some(at) = s.next.filter(|at| *at <= now) else { return };
-            // The handle is spent: it named the shot that brought us here.
-            s.handle = None;
-            s.next = None;
-            if let Some(missed) = (now.0 - at.0).checked_div(s.interval) {
-                let next = Nanos(at.0.saturating_add(s.interval.saturating_mul(missed + 1)));
-                self.overrun.fetch_add(missed as u32, Ordering::Relaxed);
-                s.next = Some(next);
-                s.handle = self.me.upgrade().map(|me| call_at(next, me));
-            }
+        if !self.expire() {
+            return;
         }
         let Some(process) = self.process.upgrade() else { return };
         match &self.notify {
             Notify::Nothing => {}
-            Notify::Alarm => {
-                signal::send_info(&process, SigInfo::kernel(SIGALRM));
-            }
+            Notify::Kernel(sig) => signal::send_to_process(&process, *sig),
+            Notify::CpuLimit => resource::cpu_limit_reached(&process),
             Notify::Signal { info, thread } => {
                 let overrun = self.overrun.swap(0, Ordering::Relaxed);
                 let mut info = *info;
@@ -164,19 +227,32 @@ impl TimerTarget for Timer {
     }
 }
 
-fn real_timer(p: &Arc<Process>) -> Arc<Timer> {
-    let new = Timer::new(p, Notify::Alarm, false);
-    p.timers.lock().real.get_or_insert(new).clone()
+fn interval_timer(p: &Arc<Process>, which: usize) -> Result<Arc<Timer>, Errno> {
+    let signal = *INTERVAL_SIGNALS.get(which).ok_or(Errno::EINVAL)?;
+    let clock = if which == ITIMER_REAL { Clock::Monotonic } else { cpu_clock_of(p) };
+    let new = Timer::new(p, Notify::Kernel(signal), clock);
+    Ok(p.timers.lock().intervals[which].get_or_insert(new).clone())
 }
 
-fn after(delay: u64) -> Option<Nanos> {
-    (delay != 0).then(|| Nanos(time::now().0.saturating_add(delay)))
+fn cpu_clock_of(p: &Arc<Process>) -> Clock {
+    Clock::Cpu(CpuClock::Process(Arc::downgrade(p)))
+}
+
+/// Has RLIMIT_CPU told from `seconds` on, and each second from then; `None`: not at all.
+pub fn watch_cpu_limit(p: &Arc<Process>, seconds: Option<u64>) {
+    if seconds.is_none() && p.timers.lock().limit.is_none() {
+        return;
+    }
+    let new = Timer::new(p, Notify::CpuLimit, cpu_clock_of(p));
+    let timer = p.timers.lock().limit.get_or_insert(new).clone();
+    timer.set(seconds.map(|s| Nanos(s.saturating_mul(SECOND))), SECOND);
 }
 
 /// alarm(2).
 pub fn alarm(thread: &Thread, seconds: u64) -> SysResult {
     let delay = u64::from(seconds as u32) * SECOND;
-    let (left, _) = real_timer(&thread.process).set(after(delay), 0);
+    let timer = interval_timer(&thread.process, ITIMER_REAL)?;
+    let (left, _) = timer.set(timer.after(delay), 0);
     // Rounded, but never down to "none".
     Ok(if left == 0 { 0 } else { ((left + SECOND / 2) / SECOND).max(1) })
 }
@@ -188,22 +264,18 @@ fn interval_words((left, interval): (u64, u64)) -> [u64; 4] {
 
 /// getitimer(2).
 pub fn getitimer(thread: &Thread, which: u64, out: u64) -> SysResult {
-    if which != ITIMER_REAL {
-        return Err(Errno::EINVAL);
-    }
-    user::write(out, &interval_words(real_timer(&thread.process).get()))?;
+    let timer = interval_timer(&thread.process, which as u32 as usize)?;
+    user::write(out, &interval_words(timer.get()))?;
     Ok(0)
 }
 
 /// setitimer(2).
 pub fn setitimer(thread: &Thread, which: u64, new: u64, old: u64) -> SysResult {
-    if which != ITIMER_REAL {
-        return Err(Errno::EINVAL);
-    }
+    let timer = interval_timer(&thread.process, which as u32 as usize)?;
     let [a, b, c, d] = if new == 0 { [0; 4] } else { user::read::<[i64; 4]>(new)? };
     let nanos = |s: i64, us: i64| from_timespec([s, us.checked_mul(1000).ok_or(Errno::EINVAL)?]);
     let (interval, value) = (nanos(a, b)?, nanos(c, d)?);
-    let was = real_timer(&thread.process).set(after(value.0), interval.0);
+    let was = timer.set(timer.after(value.0), interval.0);
     if old != 0 {
         user::write(old, &interval_words(was))?;
     }
@@ -212,16 +284,16 @@ pub fn setitimer(thread: &Thread, which: u64, new: u64, old: u64) -> SysResult {
 
 /// timer_create(2).
 pub fn timer_create(thread: &Thread, clock: u64, event: u64, out: u64) -> SysResult {
-    let realtime = match clock {
-        0 | 11 => true,
-        1 | 7 => false,
-        2 | 3 => return Err(Errno::EOPNOTSUPP),
-        _ => return Err(Errno::EINVAL),
+    let clock = match clock as i32 {
+        0 | 11 => Clock::Realtime,
+        1 | 7 => Clock::Monotonic,
+        id => Clock::Cpu(CpuClock::of_id(thread, id)?),
     };
+    let limit = usize::try_from(thread.process.limits.lock().signals()).unwrap_or(MAX_TIMERS).min(MAX_TIMERS);
     let process = &thread.process;
     let id = {
         let mut t = process.timers.lock();
-        if t.posix.len() >= MAX_TIMERS {
+        if t.posix.len() >= limit {
             return Err(Errno::EAGAIN);
         }
         t.next_id = (t.next_id + 1) & i32::MAX;
@@ -247,7 +319,7 @@ pub fn timer_create(thread: &Thread, clock: u64, event: u64, out: u64) -> SysRes
         }
         _ => return Err(Errno::EINVAL),
     };
-    let timer = Timer::new(process, notify, realtime);
+    let timer = Timer::new(process, notify, clock);
     user::write(out, &id)?;
     process.timers.lock().posix.insert(id, timer);
     Ok(0)
@@ -269,9 +341,9 @@ pub fn timer_settime(thread: &Thread, id: u64, flags: u64, new: u64, old: u64) -
     let (interval, value) = (from_timespec([a, b])?, from_timespec([c, d])?);
     let next = match (value.0, flags & TIMER_ABSTIME != 0) {
         (0, _) => None,
-        (v, true) if timer.realtime => Some(shown::wall(Nanos(v))),
+        (v, true) if matches!(timer.clock, Clock::Realtime) => Some(shown::wall(Nanos(v))),
         (v, true) => Some(shown::monotonic(Nanos(v))),
-        (v, false) => after(v),
+        (v, false) => timer.after(v),
     };
     timer.overrun.store(0, Ordering::Relaxed);
     let was = timer.set(next, interval.0);

@@ -6,11 +6,11 @@ use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::Nanos;
 
 use super::thread::Restart;
-use super::{Process, Thread, futex, table};
-use crate::cpu;
+use super::{Thread, cpu_clock, futex, table};
 use crate::linux::errno::{Errno, SysResult};
 use crate::mm::user;
-use crate::sync::{Interrupted, IrqGuard, WaitQueue};
+use crate::sched;
+use crate::sync::{Interrupted, WaitQueue};
 use crate::task::{Task, current};
 use crate::time::{self, shown};
 
@@ -79,38 +79,22 @@ pub fn clock_ticks(nanos: u64) -> u64 {
     nanos / CLOCK_TICK
 }
 
-/// Nanoseconds of the present slice of the running task; by the clock that is used at its end.
-fn present_slice() -> u64 {
-    let _irq = IrqGuard::new();
-    (time::at_tsc(time::tsc()) - Nanos(cpu::this().picked_time.load(Ordering::Relaxed))).0
-}
-
-fn task_nanos(task: &Task) -> u64 {
-    let mine = core::ptr::eq(task, &*current());
-    task.stats.run_ns.load(Ordering::Relaxed) + if mine { present_slice() } else { 0 }
-}
-
-fn process_nanos(p: &Process) -> u64 {
-    let mine = super::thread_of(&current()).is_some_and(|t| core::ptr::eq(&*t.process, p));
-    p.run_ns() + if mine { present_slice() } else { 0 }
-}
-
 fn read_clock(thread: &Thread, id: i32) -> Result<Nanos, Errno> {
     Ok(match id {
         CLOCK_REALTIME | CLOCK_REALTIME_COARSE | CLOCK_TAI => shown::wall_now(),
         CLOCK_MONOTONIC | CLOCK_MONOTONIC_RAW | CLOCK_MONOTONIC_COARSE | CLOCK_BOOTTIME => shown::now(),
-        CLOCK_PROCESS_CPUTIME => Nanos(process_nanos(&thread.process)),
-        CLOCK_THREAD_CPUTIME => Nanos(task_nanos(&current())),
+        CLOCK_PROCESS_CPUTIME => Nanos(thread.process.run_ns()),
+        CLOCK_THREAD_CPUTIME => sched::ran(&current()),
         // Encoded: ~number << 3 | kind, bit 2: a thread (Linux include/linux/posix-timers_types.h).
         id if id < 0 => {
             let number = !(id >> 3) as u32;
-            Nanos(if id & 4 != 0 {
-                task_nanos(&*super::identity::task_by_tid(thread, number).ok_or(Errno::EINVAL)?)
+            if id & 4 != 0 {
+                sched::ran(&*super::identity::task_by_tid(thread, number).ok_or(Errno::EINVAL)?)
             } else if number == 0 {
-                process_nanos(&thread.process)
+                Nanos(thread.process.run_ns())
             } else {
-                process_nanos(&*table::find(number).ok_or(Errno::EINVAL)?)
-            })
+                Nanos(table::find(number).ok_or(Errno::EINVAL)?.run_ns())
+            }
         }
         _ => return Err(Errno::EINVAL),
     })
@@ -171,7 +155,9 @@ pub fn clock_nanosleep(thread: &Thread, id: u64, flags: u64, request: u64, remai
         (CLOCK_REALTIME | CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_TAI, false) => {
             sleep(thread, Nanos(now.saturating_add(t.0)), Some(remaining))
         }
-        (CLOCK_PROCESS_CPUTIME, _) => Err(Errno::EOPNOTSUPP),
+        (id @ (CLOCK_PROCESS_CPUTIME | CLOCK_THREAD_CPUTIME | ..0), absolute) => {
+            cpu_clock::nanosleep(thread, id, absolute, t, remaining)
+        }
         _ => Err(Errno::EINVAL),
     }
 }
@@ -200,6 +186,7 @@ pub fn restart_syscall(thread: &Thread) -> SysResult {
     match restart {
         None => Err(Errno::EINTR),
         Some(Restart::Sleep { deadline, remaining }) => sleep(thread, deadline, Some(remaining)),
+        Some(Restart::CpuSleep { id, until, remaining }) => cpu_clock::resume(thread, id, until, remaining),
         Some(Restart::Futex { addr, value, deadline, private, bitset }) => {
             futex::resume(thread, addr, value, deadline, private, bitset)
         }
@@ -225,7 +212,7 @@ pub fn getrusage(thread: &Thread, who: u64, out: u64) -> SysResult {
     let resident = p.space().map_or(0, |s| u64::from(s.resident.load(Ordering::Relaxed)) * 4);
     let words = match who as i32 {
         0 => usage_words(
-            process_nanos(p),
+            p.run_ns(),
             resident,
             [
                 sum(|t| t.stats.voluntary.load(Ordering::Relaxed), p.dead_switches[0].load(Ordering::Relaxed)),
@@ -237,7 +224,7 @@ pub fn getrusage(thread: &Thread, who: u64, out: u64) -> SysResult {
         1 => {
             let me = current();
             let switches = [&me.stats.voluntary, &me.stats.involuntary].map(|c| c.load(Ordering::Relaxed));
-            usage_words(task_nanos(&me), resident, switches, me.stats.faults.load(Ordering::Relaxed))
+            usage_words(sched::ran(&me).0, resident, switches, me.stats.faults.load(Ordering::Relaxed))
         }
         _ => return Err(Errno::EINVAL),
     };
@@ -250,7 +237,7 @@ pub fn times(thread: &Thread, out: u64) -> SysResult {
     if out != 0 {
         let p = &thread.process;
         let children = clock_ticks(p.child_ns.load(Ordering::Relaxed));
-        user::write(out, &[clock_ticks(process_nanos(p)), 0, children, 0])?;
+        user::write(out, &[clock_ticks(p.run_ns()), 0, children, 0])?;
     }
     Ok(time::now().0 / CLOCK_TICK)
 }

@@ -3,10 +3,12 @@
 use alloc::sync::Arc;
 
 use crate::linux::errno::{Errno, SysResult};
+use crate::linux::fs::inode::Inode;
 use crate::linux::fs::io::{IoCursor, IoVec, read_segments};
 use crate::linux::fs::memfs::{Body, node_of};
 use crate::linux::fs::open_file::{FileRef, Flags};
 use crate::linux::fs::path::{AT_FDCWD, lookup_at, read_path};
+use crate::linux::process::resource::check_file_size;
 use crate::linux::process::{Process, signal};
 use crate::mm::frame;
 use crate::mm::layout::PAGE_SIZE;
@@ -135,8 +137,7 @@ pub fn truncate(process: &Process, path: u64, size: u64) -> SysResult {
     if (size as i64) < 0 {
         return Err(Errno::EINVAL);
     }
-    lookup_at(process, AT_FDCWD, &read_path(path)?, true)?.truncate(size)?;
-    Ok(0)
+    cut(&*lookup_at(process, AT_FDCWD, &read_path(path)?, true)?, size)
 }
 
 /// ftruncate(2).
@@ -145,7 +146,14 @@ pub fn ftruncate(process: &Process, fd: u64, size: u64) -> SysResult {
     if (size as i64) < 0 || !file.flags().writable() {
         return Err(Errno::EINVAL);
     }
-    file.file.inode().ok_or(Errno::EINVAL)?.truncate(size)?;
+    cut(&*file.file.inode().ok_or(Errno::EINVAL)?, size)
+}
+
+fn cut(inode: &dyn Inode, size: u64) -> SysResult {
+    if size > inode.size() {
+        check_file_size(size)?;
+    }
+    inode.truncate(size)?;
     Ok(0)
 }
 
@@ -163,7 +171,9 @@ pub fn fallocate(process: &Process, fd: u64, mode: u64, offset: u64, len: u64) -
     }
     let inode = file.file.inode().ok_or(Errno::ENODEV)?;
     match node_of(&*inode).map(|n| n.body()) {
-        Some(Body::File(data)) => data.allocate(offset, len, mode & FALLOC_KEEP_SIZE != 0).map(|()| 0),
+        Some(Body::File(data)) => check_file_size(offset + len)
+            .and_then(|()| data.allocate(offset, len, mode & FALLOC_KEEP_SIZE != 0))
+            .map(|()| 0),
         Some(Body::Fifo(_)) => Err(Errno::ESPIPE),
         _ => Err(Errno::ENODEV),
     }

@@ -9,6 +9,7 @@ use crate::linux::errno::{Errno, SysResult};
 use crate::linux::fs::inode::{Caller, DirEntry, Inode};
 use crate::linux::fs::io::IoCursor;
 use crate::linux::fs::open_file::{File, Flags};
+use crate::linux::process::resource::{INFINITY, check_file_size};
 use crate::linux::process::{self, Process};
 use crate::mm::user;
 use crate::sync::Mutex;
@@ -79,6 +80,12 @@ impl NodeFile {
 
     fn write_to(&self, io: &mut IoCursor<'_>, offset: Option<u64>) -> Result<(usize, u64), Errno> {
         let Some(d) = self.node.data() else { return Err(Errno::EROFS) };
+        let limit = process::current().limits.lock().file_size();
+        if limit != INFINITY && io.left() > 0 {
+            let start = offset.unwrap_or_else(|| d.size());
+            check_file_size(start.saturating_add(1))?;
+            io.limit(usize::try_from(limit - start).unwrap_or(usize::MAX));
+        }
         let r = d.write(io, offset)?;
         self.node.touch_modified();
         Ok(r)

@@ -16,6 +16,7 @@ use crate::linux::fs::{root, tty};
 use crate::linux::process::{Process, Thread, signal, thread_of, times};
 use crate::mm::layout::PAGE_SIZE;
 use crate::mm::vma::{Backing, PageSource, Prot, Vma};
+use crate::sched;
 use crate::task::{self, Task, current};
 
 /// Makes a text about a process and one of its threads.
@@ -150,8 +151,7 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
     let (session, foreground) = tty::session();
     let (tty_nr, tpgid) = if session != 0 && session == p.sid() { (0x501, foreground as i32) } else { (0, -1) };
     let task = task_of(p, tid);
-    let ticks =
-        if tid == p.pid { p.run_ns() } else { task.as_ref().map_or(0, |t| t.stats.run_ns.load(Ordering::Relaxed)) };
+    let run_ns = if tid == p.pid { p.run_ns() } else { task.as_ref().map_or(0, |t| sched::ran(t).0) };
     let cpu = task.as_ref().map_or(0, |t| t.cpu.load(Ordering::Relaxed));
     let faults = task.as_ref().map_or(0, |t| t.stats.faults.load(Ordering::Relaxed));
     let sets = sets(p, tid);
@@ -174,7 +174,7 @@ fn stat(p: &Process, tid: u32, out: &mut Out) {
             p.ppid(),
             p.pgid(),
             p.sid(),
-            times::clock_ticks(ticks),
+            times::clock_ticks(run_ns),
             times::clock_ticks(p.child_ns.load(Ordering::Relaxed)),
             priority,
             nice,
@@ -213,7 +213,7 @@ fn sets(p: &Process, tid: u32) -> Sets {
         pending: thread.map_or(0, |t| t.pending.lock().set),
         shared: s.shared.set,
         blocked: thread.map_or(0, Thread::blocked),
-        ignored: s.ignored,
+        ignored: s.ignored(),
         caught: (1..=signal::MAX_SIGNAL).filter(|n| s.action(*n).handler > 1).map(signal::bit).sum(),
     }
 }

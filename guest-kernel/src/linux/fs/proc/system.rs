@@ -155,7 +155,7 @@ fn uuid(out: &mut Out) {
 fn idle_ticks(c: &cpu::Cpu) -> u64 {
     let idle = c.idle.load(Ordering::Acquire);
     // SAFETY: a CPU's idle task lives for ever; null before it is made.
-    unsafe { idle.as_ref() }.map_or(0, |t| times::clock_ticks(t.stats.run_ns.load(Ordering::Relaxed)))
+    unsafe { idle.as_ref() }.map_or(0, |t| times::clock_ticks(crate::sched::ran(t).0))
 }
 
 fn up_ticks() -> u64 {

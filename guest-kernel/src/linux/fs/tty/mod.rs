@@ -228,7 +228,7 @@ fn check_foreground(sig: u32) -> Result<(), Errno> {
         return Ok(());
     }
     let blocked = process::thread_of(&current()).map_or(0, process::Thread::blocked);
-    let ignored = me.signals.lock().ignored;
+    let ignored = me.signals.lock().ignored();
     if (blocked | ignored) & signal::bit(sig) != 0 {
         return if sig == signal::SIGTTIN { Err(Errno::EIO) } else { Ok(()) };
     }

@@ -55,6 +55,11 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// What they take on the stack: strings, and a word for each.
+    pub fn size_on_stack(&self) -> u64 {
+        (self.bytes.len() + 8 * (self.count + self.environment)) as u64
+    }
+
     /// From kernel strings (the start list).
     pub fn from_strings<'a>(
         arguments: impl Iterator<Item = &'a [u8]>,

@@ -22,7 +22,7 @@ use crate::linux::errno::{Errno, SysResult};
 use crate::linux::fs::{self, Inode};
 use crate::linux::vdso;
 use crate::mm::address_space::AddressSpace;
-use crate::mm::layout::USER_END;
+use crate::mm::layout::{PAGE_SIZE, USER_END};
 use crate::mm::page_up;
 use crate::mm::user;
 use crate::mm::vma::{Backing, Prot};
@@ -31,8 +31,11 @@ use crate::task::{current, work};
 
 /// Highest address of the stack.
 const STACK_TOP: u64 = USER_END;
-/// Its size, mapped lazily. What is below stays free: mmap's area begins 56 MiB lower.
-const STACK_SIZE: u64 = 8 << 20;
+/// Its largest size, whatever RLIMIT_STACK says. It is mapped lazily, as a whole; below it a gap stays free, and then comes
+/// mmap's area.
+const MAX_STACK: u64 = 56 << 20;
+/// Its smallest size, beside the arguments.
+const MIN_STACK: u64 = 128 << 10;
 /// Scripts that name scripts as their interpreters (Linux: BINPRM_MAX_RECURSION).
 const MAX_SCRIPTS: usize = 4;
 /// Bytes of a file that decide what it is (Linux: BINPRM_BUF_SIZE).
@@ -83,7 +86,8 @@ pub fn prepare(
             let program = elf::load(&space, &*file, head, shown)?;
             let mut prot = Prot::READ | Prot::WRITE;
             prot.set(Prot::EXEC, program.executable_stack);
-            space.map(STACK_TOP - STACK_SIZE, STACK_SIZE, prot, Backing::Anonymous, 0, true, "[stack]")?;
+            let size = stack_size(process.limits.lock().stack(), &arguments);
+            space.map(STACK_TOP - size, size, prot, Backing::Anonymous, 0, true, "[stack]")?;
             if let Some(end) = page_up(program.end) {
                 space.lock().start_heap(end);
             }
@@ -100,6 +104,12 @@ pub fn prepare(
         path = interpreter;
     }
     Err(Errno::ELOOP)
+}
+
+/// Bytes of the stack under a limit.
+fn stack_size(limit: u64, arguments: &Arguments) -> u64 {
+    let needed = MIN_STACK + arguments.size_on_stack();
+    page_up(limit.min(MAX_STACK)).map_or(MAX_STACK, |size| size.max(needed.next_multiple_of(PAGE_SIZE)))
 }
 
 /// The interpreter and its one argument of a `#!` line.
@@ -134,9 +144,14 @@ pub fn commit(thread: &Thread, prepared: Prepared, frame: &mut TrapFrame) -> Res
     exit::release_memory(thread, me.space().is_some_and(|s| s.threads.load(Ordering::Relaxed) > 1));
     me.replace_space(Some(space.clone()));
     drop(process.set_space(Some(space)));
+    process.fs.unshare(fs::Share { files: true, place: false });
     process.fs.close_on_exec();
     process.did_exec.store(true, Ordering::Relaxed);
-    process.signals.lock().reset_handlers();
+    {
+        let mut signals = process.signals.lock();
+        signals.unshare_actions();
+        signals.reset_handlers();
+    }
     process.timers.lock().forget_posix();
     *thread.alt_stack.lock() = thread::AltStack::default();
     *thread.restart.lock() = None;

@@ -98,21 +98,19 @@ pub struct Pending {
     queue: VecDeque<SigInfo>,
 }
 
-/// Real-time signals that can be queued for one thread or process (Linux: RLIMIT_SIGPENDING, per user).
-const MAX_QUEUED: usize = 4096;
-
 impl Pending {
     /// None.
     pub const fn new() -> Self {
         Self { set: 0, queue: VecDeque::new() }
     }
 
-    /// Adds a signal; a standard one that is pending already is left as it is. Returns whether there was room.
-    pub fn add(&mut self, info: SigInfo) -> bool {
+    /// Adds a signal; a standard one that is pending already is left as it is. Returns whether there was room for it among
+    /// `most` (RLIMIT_SIGPENDING, which Linux counts per user).
+    pub fn add(&mut self, info: SigInfo, most: u64) -> bool {
         if info.signo < FIRST_REALTIME && self.set & bit(info.signo) != 0 {
             return true;
         }
-        if self.queue.len() >= MAX_QUEUED {
+        if info.signo >= FIRST_REALTIME && self.queue.len() as u64 >= most {
             return false;
         }
         self.set |= bit(info.signo);

@@ -22,6 +22,7 @@ pub use send::{
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::sync::SpinLock;
 use crate::task::Task;
 
 macro_rules! signals {
@@ -76,16 +77,28 @@ pub const REPORTED: SigSet = bit(SIGQUIT)
 /// Raised by the instruction itself; taken before all others.
 const SYNCHRONOUS: SigSet = bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
 
+/// What a process does about each signal.
+#[derive(Clone)]
+struct Actions {
+    /// Those that are not the default one.
+    list: Vec<(u32, Action)>,
+    /// Signals with action SIG_IGN.
+    ignored: SigSet,
+}
+
+/// Whose the actions are: other processes may share them (CLONE_SIGHAND). The lock of shared ones is a leaf.
+enum Handlers {
+    Own(Actions),
+    Shared(Arc<SpinLock<Actions>>),
+}
+
 /// The part of a process that its threads' signals depend on; guarded by `Process::signals`.
 pub struct SignalState {
     /// Living threads.
     pub threads: Vec<Arc<Task>>,
     /// Pending for the process.
     pub shared: Pending,
-    /// Actions that are not the default one.
-    actions: Vec<(u32, Action)>,
-    /// Signals with action SIG_IGN.
-    pub ignored: SigSet,
+    handlers: Handlers,
     /// All threads stop at their next way to ring 3.
     pub stopped: bool,
     /// The signal that stopped it, until wait4 has reported it; 0: none.
@@ -100,47 +113,94 @@ impl SignalState {
         Self {
             threads: Vec::new(),
             shared: Pending::new(),
-            actions: Vec::new(),
-            ignored: 0,
+            handlers: Handlers::Own(Actions { list: Vec::new(), ignored: 0 }),
             stopped: false,
             stop_report: 0,
             continue_report: false,
         }
     }
 
-    /// For a child: the same actions, nothing pending.
-    pub fn fork(&self) -> Self {
-        Self { actions: self.actions.clone(), ignored: self.ignored, ..Self::new() }
+    /// For a child: the same actions, copied or shared, nothing pending.
+    pub fn fork(&mut self, share: bool) -> Self {
+        let handlers =
+            if share { Handlers::Shared(self.share_actions()) } else { Handlers::Own(self.with(|a| a.clone())) };
+        Self { handlers, ..Self::new() }
+    }
+
+    /// Ends the sharing of actions with other processes (exec).
+    pub fn unshare_actions(&mut self) {
+        if let Handlers::Shared(_) = self.handlers {
+            self.handlers = Handlers::Own(self.with(|a| a.clone()));
+        }
+    }
+
+    fn share_actions(&mut self) -> Arc<SpinLock<Actions>> {
+        match &self.handlers {
+            Handlers::Shared(actions) => actions.clone(),
+            Handlers::Own(actions) => {
+                let shared = Arc::new(SpinLock::new(actions.clone()));
+                self.handlers = Handlers::Shared(shared.clone());
+                shared
+            }
+        }
+    }
+
+    /// Whether another process has the same actions.
+    pub fn shares_actions(&self) -> bool {
+        matches!(&self.handlers, Handlers::Shared(actions) if Arc::strong_count(actions) > 1)
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&Actions) -> R) -> R {
+        match &self.handlers {
+            Handlers::Own(actions) => f(actions),
+            Handlers::Shared(actions) => f(&actions.lock()),
+        }
+    }
+
+    fn with_mut<R>(&mut self, f: impl FnOnce(&mut Actions) -> R) -> R {
+        match &mut self.handlers {
+            Handlers::Own(actions) => f(actions),
+            Handlers::Shared(actions) => f(&mut actions.lock()),
+        }
+    }
+
+    /// Signals with action SIG_IGN.
+    pub fn ignored(&self) -> SigSet {
+        self.with(|a| a.ignored)
     }
 
     /// What the process does about a signal.
     pub fn action(&self, sig: u32) -> Action {
-        self.actions.iter().find(|(s, _)| *s == sig).map_or(Action::DEFAULT, |(_, a)| *a)
+        self.with(|a| a.list.iter().find(|(s, _)| *s == sig).map_or(Action::DEFAULT, |(_, a)| *a))
     }
 
     /// Replaces an action.
     pub fn set_action(&mut self, sig: u32, action: Action) {
-        self.actions.retain(|(s, _)| *s != sig);
-        self.ignored &= !bit(sig);
-        if action.handler == Action::IGNORE {
-            self.ignored |= bit(sig);
-        }
-        if action != Action::DEFAULT {
-            self.actions.push((sig, action));
-        }
+        self.with_mut(|a| {
+            a.list.retain(|(s, _)| *s != sig);
+            a.ignored &= !bit(sig);
+            if action.handler == Action::IGNORE {
+                a.ignored |= bit(sig);
+            }
+            if action != Action::DEFAULT {
+                a.list.push((sig, action));
+            }
+        });
     }
 
     /// Handlers go back to the default, ignored stays ignored (exec, CLONE_CLEAR_SIGHAND).
     pub fn reset_handlers(&mut self) {
-        self.actions.retain(|(_, a)| a.handler == Action::IGNORE);
-        for (_, a) in &mut self.actions {
-            *a = Action { handler: Action::IGNORE, ..Action::DEFAULT };
-        }
+        self.with_mut(|a| {
+            a.list.retain(|(_, a)| a.handler == Action::IGNORE);
+            for (_, a) in &mut a.list {
+                *a = Action { handler: Action::IGNORE, ..Action::DEFAULT };
+            }
+        });
     }
 
     /// Whether a signal, once taken, would do nothing.
     pub fn discards(&self, sig: u32) -> bool {
-        self.ignored & bit(sig) != 0
+        self.ignored() & bit(sig) != 0
             || (IGNORED_BY_DEFAULT & bit(sig) != 0 && self.action(sig).handler == Action::DEFAULT.handler)
     }
 }

@@ -97,9 +97,10 @@ fn post(process: &Process, target: Option<&Arc<Task>>, info: SigInfo) -> bool {
         let Some(thread) = reference.as_deref().and_then(thread_of) else { return true };
         let kept = thread.blocked() | thread.waiting_for.load(Ordering::Relaxed);
         if kept & bit(sig) != 0 || !s.discards(sig) {
+            let most = process.limits.lock().signals();
             room = match target {
-                Some(_) => thread.pending.lock().add(info),
-                None => s.shared.add(info),
+                Some(_) => thread.pending.lock().add(info, most),
+                None => s.shared.add(info, most),
             };
             match target {
                 Some(t) => poke_if_wanted(t, sig),
@@ -164,13 +165,13 @@ pub fn force(thread: &Thread, info: SigInfo) {
     let sig = info.signo;
     let set = bit(sig);
     let blocked = thread.blocked();
-    if blocked & set != 0 || s.ignored & set != 0 {
+    if blocked & set != 0 || s.ignored() & set != 0 {
         s.set_action(sig, super::Action::DEFAULT);
         thread.blocked.store(blocked & !set, Ordering::Relaxed);
     }
     let mut pending = thread.pending.lock();
     pending.discard(set);
-    pending.add(info);
+    pending.add(info, u64::MAX);
     drop(pending);
     task::current().work.fetch_or(work::USER, Ordering::SeqCst);
 }
