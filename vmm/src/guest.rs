@@ -234,6 +234,8 @@ pub struct KernelKeys<'a> {
     pub stats: bool,
     /// `trace=drain`.
     pub trace: bool,
+    /// `mailbox=1`.
+    pub mailbox: bool,
     /// `virtio_mmio.device`: size, base, GSI.
     pub virtio: Option<(u64, u64, u32)>,
 }
@@ -259,6 +261,9 @@ impl KernelKeys<'_> {
         }
         if self.trace && !sets(user, "trace") {
             words.push("trace=drain".into());
+        }
+        if self.mailbox && !sets(user, "mailbox") {
+            words.push("mailbox=1".into());
         }
         if let Some((size, base, gsi)) = self.virtio {
             words.push(format!("virtio_mmio.device={}K@{base:#x}:{gsi}", size >> 10));
@@ -289,12 +294,13 @@ mod tests {
             strace: true,
             stats: false,
             trace: true,
+            mailbox: true,
             virtio: Some((0x1000, 0xd000_0000, 5)),
         };
         assert_eq!(
             keys.cmdline("test=mm"),
             "log_level=warn quirks=pf_syscall,slow_ring0 tty=02 winsize=120x40 strace=1 \
-             trace=drain virtio_mmio.device=4K@0xd0000000:5 test=mm"
+             trace=drain mailbox=1 virtio_mmio.device=4K@0xd0000000:5 test=mm"
         );
         assert!(!keys.cmdline("quirks=").contains("pf_syscall"));
         assert!(!keys.cmdline("trace=ring").contains("drain"));

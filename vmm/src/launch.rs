@@ -147,3 +147,4 @@ pub(crate) fn kernel_cmdline(guest: &Guest, options: &Options, quirks: &str) -> 
     };
     keys.cmdline(&guest.user_cmdline)
 }
+        mailbox: options.takes_requests(),

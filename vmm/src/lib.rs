@@ -23,6 +23,7 @@ pub mod program;
 pub mod report;
 pub mod signals;
 pub mod sim;
+pub mod requests;
 pub mod stats;
 pub mod top;
 pub mod topology;

@@ -94,6 +94,11 @@ impl Suspension {
         self.0.fetch_or(LIFTED, Ordering::AcqRel);
     }
 
+    /// What a copy of the word says: whether anybody holds the task.
+    pub const fn held_by(word: u32) -> bool {
+        waits(word)
+    }
+
     /// Whether the task must wait. Acquire: see [`Suspension::release`].
     pub fn is_held(&self) -> bool {
         waits(self.0.load(Ordering::Acquire))

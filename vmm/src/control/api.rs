@@ -21,13 +21,68 @@ pub struct Vm {
     pub program: Vec<String>,
     /// Time since the vCPUs were started.
     pub uptime_ns: u64,
+    /// Whether the vCPUs run.
+    pub state: VmState,
     /// Why the guest's tasks can't be listed, if they can't.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tasks_unavailable: Option<String>,
 }
 
-/// `GET /v1/vcpus`.
+/// Whether a machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// It does.
+    Running,
+    /// Somebody holds its vCPUs.
+    Paused,
+}
+
+impl VmState {
+    /// The word to print.
+    pub fn name(self) -> &'static str {
+        match self {
+            VmState::Running => "running",
+            VmState::Paused => "paused",
+        }
+    }
+}
+
+/// `GET /v1/vm/stats`: sums over the whole machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// When this was true, on the clock of `uptime_ns`.
+    pub time_ns: u64,
+    /// Bytes of guest memory that the host has backed.
+    pub memory_touched: u64,
+    /// Exits of all vCPUs.
+    pub exits: u64,
+    /// Time of all vCPUs on host CPUs.
+    pub host_run_ns: u64,
+    /// Time that they waited for one.
+    pub host_wait_ns: u64,
+    /// The guest's tasks by state; absent if it shows none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tasks: Option<TaskCounts>,
+}
+
+/// How many tasks are in which state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskCounts {
+    /// All that are listed.
+    pub total: u64,
+    /// On a CPU, idle tasks not counted.
+    pub running: u64,
+    /// Waiting for one, idle tasks not counted.
+    pub ready: u64,
+    /// Waiting for something else.
+    pub blocked: u64,
+    /// Held off their programs.
+    pub suspended: u64,
+}
+
+/// `GET /v1/vcpus`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vcpus {
     /// When this was true, on the clock of `uptime_ns`.
     pub time_ns: u64,
@@ -61,7 +116,7 @@ pub struct Pinned {
 }
 
 /// One vCPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vcpu {
     /// Number.
     pub index: u32,
@@ -82,6 +137,12 @@ pub struct Vcpu {
     /// Time that it has waited for one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub host_wait_ns: Option<u64>,
+    /// Share of the time since its start that it has neither run nor waited: the guest halted it, or somebody held it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub halted_share: Option<f64>,
+    /// Scheduling class of the thread, as `--vcpu-sched` names it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub class: Option<String>,
     /// Exits to the VMM.
     pub exits: Exits,
     /// The guest's view of it, if the guest tells.
@@ -129,6 +190,82 @@ pub struct Tasks {
     pub left_out: u64,
     /// All others.
     pub tasks: Vec<Task>,
+}
+
+/// What `PATCH /v1/tasks/{id}` takes. What is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskChange {
+    /// `other`, `batch`, `idle`, `fifo`, `rr`, `deadline`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub policy: Option<String>,
+    /// -20 to 19.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub nice: Option<i32>,
+    /// Real-time priority, 1 to 99.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub priority: Option<u32>,
+    /// Budget of a deadline task, slice of a fair one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub runtime_ns: Option<u64>,
+    /// Of a deadline task.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deadline_ns: Option<u64>,
+    /// Of a deadline task.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub period_ns: Option<u64>,
+    /// Guest CPUs that it may run on, as a list: `0-1,3`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub affinity: Option<String>,
+}
+
+/// What `POST /v1/tasks/{id}/signal` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalRequest {
+    /// A number, or a name with or without SIG.
+    pub signal: String,
+    /// To this thread alone, not to its process.
+    #[serde(default)]
+    pub thread: bool,
+}
+
+/// What `POST /v1/tasks` takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpawnRequest {
+    /// Path in the guest.
+    pub path: String,
+    /// Arguments, without the program's name; that is the path's last part.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Environment, NAME=VALUE.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Working directory; the root if absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cwd: Option<String>,
+    /// Where its standard output goes.
+    #[serde(default)]
+    pub streams: StreamsChoice,
+}
+
+/// Where the output of a spawned program goes. It has no input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamsChoice {
+    /// To the console, with that of the first program
+    #[default]
+    Console,
+    /// Nowhere
+    Null,
+}
+
+/// A program that was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawned {
+    /// Number of its process, and of its first task.
+    pub process: u32,
 }
 
 /// Every error: problem details as in RFC 9457, with what can be done about it.

@@ -99,7 +99,38 @@ impl Client {
         self.ask(Method::PUT, path, serde_json::to_vec(body).unwrap_or_default().into())
     }
 
+    /// `POST path` without a body; the answer, parsed.
+    pub fn post<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::POST, path, Bytes::new())
+    }
+
+    /// `POST path` with a resource; the answer, parsed.
+    pub fn send<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.ask(Method::POST, path, serde_json::to_vec(body).unwrap_or_default().into())
+    }
+
+    /// `PATCH path` with a resource; the answer, parsed.
+    pub fn patch<T: DeserializeOwned>(&mut self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.ask(Method::PATCH, path, serde_json::to_vec(body).unwrap_or_default().into())
+    }
+
+    /// `GET path`, as text.
+    pub fn text(&mut self, path: &str) -> Result<String, ClientError> {
+        let body = self.exchange(Method::GET, path, Bytes::new())?;
+        let answer =
+            |e: std::string::FromUtf8Error| ClientError::Answer { what: path.to_owned(), detail: e.to_string() };
+        String::from_utf8(body.into()).map_err(answer)
+    }
+
     fn ask<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
+        let body = self.exchange(method, path, body)?;
+        // Nothing to say is `null`.
+        let text: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(text).map_err(|e| ClientError::Answer { what: path.to_owned(), detail: e.to_string() })
+    }
+
+    /// One request; the body of its answer if that is no error.
+    fn exchange(&mut self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let (status, body) = {
             let Self { path: socket, runtime, sender } = self;
             runtime.block_on(async {
@@ -113,7 +144,7 @@ impl Client {
         if !status.is_success() {
             return Err(ClientError::Refused(serde_json::from_slice(&body).map_err(answer)?));
         }
-        serde_json::from_slice(&body).map_err(answer)
+        Ok(body)
     }
 }
 

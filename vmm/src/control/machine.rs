@@ -1,7 +1,7 @@
 //! What the control interface shows: the running machine, as seen from beside it.
 //!
 //! [`crate::vm`] makes one when the vCPUs have started. What it shows is read from counters, the guest's memory and /proc; no
-//! vCPU is asked or interrupted.
+//! vCPU is asked or interrupted. What is done to it is in [`super::act`].
 
 use std::fs;
 use std::sync::Arc;
@@ -10,12 +10,16 @@ use std::time::Instant;
 use rustix::process::Pid;
 use rustix::thread::sched_getaffinity;
 use vcpu_sched::cpumask::CpuMask;
+use vcpu_sched::taskview::TaskKind;
 
-use super::api::{Exits, Pinned, TaskName, Tasks, Vcpu, Vcpus, Vm};
-use crate::affinity::Entry;
+use super::api::{Exits, Pinned, Stats, TaskCounts, TaskName, Tasks, Vcpu, Vcpus, Vm, VmState};
+use super::runs::Runs;
 use crate::affinity::live::{self, LiveError};
+use crate::affinity::{Entry, sys};
 use crate::config::text::IdSet;
-use crate::guestview::{GuestViewError, Reader, Snapshot};
+use crate::guestview::{GuestViewError, Reader, Snapshot, TaskState};
+use crate::memory::{self, Ram};
+use crate::requests::Mailbox;
 use crate::vcpu::counts::{ExitCounts, Kind};
 
 /// One vCPU's thread, as others may see it.
@@ -51,8 +55,14 @@ pub struct Machine {
     pub start: Instant,
     /// Its vCPUs.
     pub vcpus: Vec<VcpuThread>,
-    /// Its guest's memory.
+    /// What its guest shows.
     pub reader: Reader,
+    /// Its guest's memory.
+    pub ram: Ram,
+    /// What its guest's kernel is asked through.
+    pub mailbox: Mailbox,
+    /// Whether it runs.
+    pub run: Runs,
 }
 
 impl Machine {
@@ -70,6 +80,7 @@ impl Machine {
             kernel: self.facts.kernel.clone(),
             program: self.facts.program.clone(),
             uptime_ns: self.time_ns(),
+            state: if self.run.paused() { VmState::Paused } else { VmState::Running },
             tasks_unavailable: self.reader.snapshot().err().map(|error| error.to_string()),
         }
     }
@@ -77,7 +88,38 @@ impl Machine {
     /// All vCPUs. A guest that shows nothing leaves its part out.
     pub fn vcpus(&self) -> Vcpus {
         let snapshot = self.reader.snapshot().unwrap_or_default();
-        Vcpus { time_ns: self.time_ns(), vcpus: self.vcpus.iter().map(|vcpu| show(vcpu, &snapshot)).collect() }
+        Vcpus {
+            time_ns: self.time_ns(),
+            vcpus: self.vcpus.iter().map(|vcpu| show(vcpu, &snapshot, self.time_ns())).collect(),
+        }
+    }
+
+    /// Sums over the whole machine.
+    pub fn stats(&self) -> Stats {
+        let times = self.vcpus.iter().filter_map(|vcpu| schedstat(vcpu.tid));
+        let (host_run_ns, host_wait_ns) = times.fold((0, 0), |(run, wait), (r, w)| (run + r, wait + w));
+        Stats {
+            time_ns: self.time_ns(),
+            memory_touched: memory::touched(&self.ram),
+            exits: self.vcpus.iter().map(|vcpu| vcpu.counts.total()).sum(),
+            host_run_ns,
+            host_wait_ns,
+            tasks: self.task_counts(),
+        }
+    }
+
+    /// Tasks by state, if the guest shows them.
+    pub fn task_counts(&self) -> Option<TaskCounts> {
+        let mut counts = TaskCounts::default();
+        for task in self.reader.snapshot().ok()?.tasks {
+            let idle = task.kind == TaskKind::Idle.name();
+            counts.total += 1;
+            counts.running += u64::from(task.state == TaskState::Running && !idle);
+            counts.ready += u64::from(task.state == TaskState::Ready && !idle);
+            counts.blocked += u64::from(task.state == TaskState::Blocked);
+            counts.suspended += u64::from(task.suspended == Some(true));
+        }
+        Some(counts)
     }
 
     /// Moves vCPU threads: all that the entries name, or none.
@@ -94,7 +136,7 @@ impl Machine {
     }
 }
 
-fn show(vcpu: &VcpuThread, snapshot: &Snapshot) -> Vcpu {
+fn show(vcpu: &VcpuThread, snapshot: &Snapshot, uptime_ns: u64) -> Vcpu {
     let guest = snapshot.cpus.iter().find(|cpu| cpu.apic_id == vcpu.apic_id).cloned();
     let current = guest.as_ref().and_then(|cpu| snapshot.current(cpu.index)).map(TaskName::from);
     let (host_run_ns, host_wait_ns) = schedstat(vcpu.tid).unzip();
@@ -106,10 +148,18 @@ fn show(vcpu: &VcpuThread, snapshot: &Snapshot) -> Vcpu {
         host_cpu: last_cpu(vcpu.tid),
         host_run_ns,
         host_wait_ns,
+        halted_share: halted_share(uptime_ns, host_run_ns, host_wait_ns),
+        class: sys::class(vcpu.tid).ok().map(|class| class.to_string()),
         exits: exits(&vcpu.counts),
         guest,
         current,
     }
+}
+
+/// The rest of the time, in which the thread slept.
+fn halted_share(uptime_ns: u64, run: Option<u64>, wait: Option<u64>) -> Option<f64> {
+    let awake = run?.saturating_add(wait?);
+    (uptime_ns != 0).then(|| uptime_ns.saturating_sub(awake) as f64 / uptime_ns as f64)
 }
 
 fn exits(counts: &ExitCounts) -> Exits {

@@ -1,15 +1,21 @@
 //! The control interface: HTTP and JSON on a Unix socket, described by docs/openapi.json.
 //!
 //! `taskvisor run --control PATH` serves it ([`server`], on a thread of its own); `taskvisor ctl` ([`ctl`]) and `taskvisor top`
-//! are its clients ([`client`]). What is served lies in [`machine`], in the words of [`api`]. Invariants: nothing here ever makes
-//! a vCPU wait, and nothing that a client sends or leaves undone outlives its connection.
+//! are its clients ([`client`]). What is served lies in [`machine`], what is done in [`act`], in the words of [`api`].
+//! Invariants: looking makes no vCPU wait; what has to wait for the guest does so on a thread of its own and for a bounded
+//! time; nothing that a client sends or leaves undone outlives its connection, but what it has asked for.
 
+mod act;
 pub mod api;
 pub mod client;
 pub mod ctl;
 pub mod machine;
+mod metrics;
+mod problem;
 mod routes;
+pub mod runs;
 pub mod server;
+mod signals;
 pub mod socket;
 #[cfg(test)]
 mod tests;

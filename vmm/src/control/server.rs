@@ -21,6 +21,8 @@ use super::socket::{Socket, SocketError};
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 32;
+/// Requests that wait for the guest at a time; others wait for those. As many as the mailbox has slots, and one for what needs none.
+const MAX_WAITING: usize = 5;
 /// How long a client may take for a request's head, and how long it may be silent between two requests.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a request's head at most.
@@ -41,7 +43,11 @@ impl Listening {
     /// Answers from now on, until the result is dropped.
     pub fn serve(self, machine: Machine) -> io::Result<Server> {
         let listener = self.0.listener()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(MAX_WAITING)
+            .thread_name("control-wait")
+            .build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("control".to_owned()).spawn(move || {
             runtime.block_on(async {

@@ -1,5 +1,6 @@
 //! The interface against its description, over a real socket: what each path gives, and what hostile clients get.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -15,16 +16,20 @@ use super::api::{Exits, Problem, TaskName, Vcpus, Vm};
 use super::client::{Client, ClientError};
 use super::machine::{Facts, Machine, VcpuThread};
 use super::routes;
+use super::runs::Runs;
 use super::server::{Listening, Server};
 use crate::guestview::{Reader, Told};
 use crate::memory::Ram;
+use crate::requests::{Bell, Mailbox};
 use crate::vcpu::counts::{ExitCounts, Kind};
+use crate::vm::run_control::RunControl;
 
 /// A machine whose only vCPU is this test's thread and whose guest shows nothing.
 fn machine() -> Machine {
     let counts = ExitCounts::default();
     counts.add(Kind::PortOut);
     let ram = Ram::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let reader = Reader::new(ram.clone(), Arc::new(Told::default()), 0);
     Machine {
         facts: Facts { memory: 0x1000, kernel: "k".into(), program: vec!["p".into(), "-x".into()] },
         start: Instant::now(),
@@ -34,7 +39,10 @@ fn machine() -> Machine {
             tid: rustix::thread::gettid().as_raw_nonzero().get(),
             counts: Arc::new(counts),
         }],
-        reader: Reader::new(ram, Arc::new(Told::default()), 0),
+        mailbox: Mailbox::new(Bell::default(), reader.clone(), ram.clone(), Box::new(|_| Ok(()))),
+        reader,
+        ram,
+        run: Runs::new(RunControl::new(0)),
     }
 }
 
@@ -76,12 +84,14 @@ fn check(name: &str, value: &Value) {
 }
 
 #[test]
-fn the_description_has_exactly_the_paths_that_are_served() {
+fn the_description_has_exactly_the_paths_and_methods_that_are_served() {
     let described = openapi();
-    let mut described: Vec<_> = described["paths"].as_object().unwrap().keys().cloned().collect();
-    let mut served: Vec<_> = routes::paths().map(str::to_owned).collect();
-    described.sort();
-    served.sort();
+    let methods = |path: &Value| path.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let described: BTreeMap<_, _> =
+        described["paths"].as_object().unwrap().iter().map(|(path, what)| (path.clone(), methods(what))).collect();
+    let served: BTreeMap<_, BTreeSet<_>> = routes::paths()
+        .map(|(path, methods)| (path.to_owned(), methods.iter().map(|m| (*m).to_owned()).collect()))
+        .collect();
     assert_eq!(described, served);
 }
 

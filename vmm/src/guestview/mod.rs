@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use vcpu_sched::directory::{Directory, DirectoryError, EntryKind};
+use vcpu_sched::directory::{Directory, DirectoryError, Entry, EntryKind};
 use vcpu_sched::taskview::ViewError;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -135,6 +135,11 @@ impl Snapshot {
     }
 }
 
+/// The directory on a page, with the tables that it leads to. Works on a copy; entries are the guest's word.
+pub fn directory(ram: &Ram, page: u32) -> Result<Directory, GuestViewError> {
+    Reader::new(ram.clone(), Arc::default(), 0).directory(u64::from(page) << 12)
+}
+
 /// Reads one guest's memory.
 #[derive(Debug, Clone)]
 pub struct Reader {
@@ -163,26 +168,43 @@ impl Reader {
         }
     }
 
+    /// Entries of one kind in the guest's directory.
+    pub fn entries(&self, kind: EntryKind) -> Result<Vec<Entry>, GuestViewError> {
+        let (directory, _) = self.told.get().ok_or(GuestViewError::NoDirectory)?;
+        let entries = self.directory(directory)?.entries;
+        Ok(entries.into_iter().filter(|entry| entry.kind == kind as u32).collect())
+    }
+
     /// Reads the directory and the tables that it leads to.
-    fn places(&self, directory: u64, told_at: u64) -> Result<read::Places, GuestViewError> {
+    fn directory(&self, address: u64) -> Result<Directory, GuestViewError> {
         let mut page = [0; vcpu_sched::directory::PAGE];
-        self.bytes("directory", directory, &mut page)?;
+        self.bytes("directory", address, &mut page)?;
         let Directory { header, mut entries } = Directory::parse(&page)?;
-        let offset = (header.tsc != 0).then(|| header.tsc.wrapping_sub(told_at));
-        let clock = GuestClock { khz: self.tsc_khz, offset };
-        let (mut places, mut tables, mut next) = (read::Places::new(header.direct_map, clock), 0, 0);
+        let (mut tables, mut next) = (0, 0);
         while let Some(entry) = entries.get(next).copied() {
             next += 1;
-            if entry.kind == EntryKind::Cpu as u32 {
-                places.add_cpu(entry.index, entry.address);
-            } else if entry.kind == EntryKind::Tasks as u32 {
-                places.tasks = Some(entry.address);
-            } else if entry.kind == EntryKind::More as u32 && tables < MAX_TABLES {
+            if entry.kind == EntryKind::More as u32 && tables < MAX_TABLES {
                 tables += 1;
                 let mut bytes = vec![0; (entry.len as usize).min(vcpu_sched::directory::PAGE)];
                 self.bytes("directory", entry.address, &mut bytes)?;
                 let (more, _) = bytes.as_chunks();
-                entries.extend(more.iter().map(vcpu_sched::directory::Entry::from_bytes));
+                entries.extend(more.iter().map(Entry::from_bytes));
+            }
+        }
+        Ok(Directory { header, entries })
+    }
+
+    /// What of it a snapshot needs.
+    fn places(&self, directory: u64, told_at: u64) -> Result<read::Places, GuestViewError> {
+        let Directory { header, entries } = self.directory(directory)?;
+        let offset = (header.tsc != 0).then(|| header.tsc.wrapping_sub(told_at));
+        let clock = GuestClock { khz: self.tsc_khz, offset };
+        let mut places = read::Places::new(header.direct_map, clock);
+        for entry in entries {
+            if entry.kind == EntryKind::Cpu as u32 {
+                places.add_cpu(entry.index, entry.address);
+            } else if entry.kind == EntryKind::Tasks as u32 {
+                places.tasks = Some(entry.address);
             }
         }
         Ok(places)

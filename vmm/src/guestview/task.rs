@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::task::state::State;
+use vcpu_sched::task::suspension::Suspension;
 use vcpu_sched::taskview::{CpuField, Record, TaskField, TaskKind, wait_name};
 
 use super::GuestClock;
@@ -72,6 +73,9 @@ pub struct Task {
     pub on_cpu: bool,
     /// Last or present CPU.
     pub cpu: u32,
+    /// Somebody outside holds it off its program.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub suspended: Option<bool>,
     /// What it waits for, if it is blocked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub waits_for: Option<String>,
@@ -152,6 +156,7 @@ impl Task {
             state,
             on_cpu: number(TaskField::OnCpu) != 0,
             cpu: number(TaskField::Cpu) as u32,
+            suspended: get(TaskField::Suspension).map(|word| Suspension::held_by(word as u32)),
             waits_for,
             policy: small(TaskField::Policy).map(policy_name),
             priority: small(TaskField::Priority),

@@ -14,6 +14,7 @@ use taskvisor_devices::uart::{Buffering, Uart};
 use taskvisor_devices::virtio::console::Drained;
 use taskvisor_devices::virtio::mmio::MmioTransport;
 use taskvisor_devices::{debug_exit, directory, doorbell, milestone, reset, uart};
+use vcpu_sched::requests::DOORBELL as REQUESTS_DOORBELL;
 
 use super::Options;
 use super::error::{VmError, host, kvm_call};
@@ -28,6 +29,7 @@ use crate::console::{Console, virtio};
 use crate::end::End;
 use crate::guestview::Told;
 use crate::memory::Ram;
+use crate::requests::Bell;
 use crate::signals::SignalFd;
 use crate::trace::Recorder;
 use crate::vcpu::run_loop::Buses;
@@ -53,6 +55,8 @@ pub struct Built {
     pub events: GuestEvents,
     /// Where the guest says that its directory is.
     pub told: Arc<Told>,
+    /// Rings when the guest has answered a request.
+    pub bell: Bell,
     /// For the DSDT.
     pub virtio: Vec<VirtioMmio>,
 }
@@ -97,10 +101,14 @@ pub fn build(
 
     let (mut console, mut virtio) = (None, Vec::new());
     if !serial_console {
+    let bell = Bell::default();
+    let answers = doorbell::Doorbell::new(bell.listener());
+    buses.pio.insert("requests doorbell", REQUESTS_DOORBELL.into(), doorbell::LEN, shared(answers))?;
+
         console = Some(add_virtio_console(fd, ram, &mut buses.mmio)?);
         virtio.push(VirtioMmio { base: layout::VIRTIO_MMIO, gsi: layout::VIRTIO_GSI });
     }
-    Ok(Built { devices: Devices { com1, com2, console, stop }, buses, events, told, virtio })
+    Ok(Built { devices: Devices { com1, com2, console, stop }, buses, events, told, bell, virtio })
 }
 
 fn serial_port(

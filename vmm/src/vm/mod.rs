@@ -39,6 +39,7 @@ use crate::control::machine::{Facts, Machine};
 use crate::control::server::Listening;
 use crate::end::End;
 use crate::event_loop::{self, Hub};
+use crate::control::runs::Runs;
 use crate::guest::Guest;
 use crate::guestview::{Reader, Told};
 use crate::launch::kernel_cmdline;
@@ -46,6 +47,7 @@ use crate::memory::{self, Ram};
 use crate::signals::SignalFd;
 use crate::stats::{self, Milestones};
 use crate::topology::Topology;
+use crate::requests::{self, Bell, Mailbox};
 use crate::trace::{self, Recorder};
 use crate::vcpu::kick;
 use crate::vcpu::report::{self, Tasks};
@@ -92,6 +94,13 @@ pub struct Options {
 pub struct Ended {
     /// Why.
     pub end: End,
+impl Options {
+    /// Whether anything may ask something of the guest's kernel.
+    pub fn takes_requests(&self) -> bool {
+        self.control.is_some()
+    }
+}
+
     /// The report of a failure, several lines.
     pub report: Option<String>,
     /// Statistics, if asked for.
@@ -120,6 +129,7 @@ pub struct Vm {
 }
 
 impl Vm {
+    bell: Bell,
     /// Makes the machine, loads the guest, and leaves the first vCPU at the kernel's entry.
     pub fn build(guest: Guest, options: Options) -> Result<Self, VmError> {
         let mut milestones = Milestones::new(options.start);
@@ -185,6 +195,7 @@ impl Vm {
 
     /// Starts it.
     fn disturb(&self, threads: &Threads) -> io::Result<Option<Disturber>> {
+            bell: built.bell,
         let Some(chaos) = self.disturbed() else { return Ok(None) };
         let targets = (0..).zip(threads.tids()).map(|(vcpu, tid)| Target { tid, apic_id: self.topology.apic_id(vcpu) });
         Disturber::start(chaos, self.fd.clone(), targets.collect(), self.told.clone()).map(Some)
@@ -245,6 +256,7 @@ impl Vm {
             if let GuestEvent::Milestone(hit) = event {
                 hub.milestones.hit(hit);
             }
+        self.bell.end();
         }
         hub.milestones.note("drained");
         let report = match &end {
@@ -279,6 +291,12 @@ impl Vm {
                 program: self.options.program.clone(),
             },
             start: Instant::now(),
+    /// What the guest's kernel is asked through.
+    fn mailbox(&self) -> Mailbox {
+        let interrupt = requests::interrupt_through(self.fd.clone());
+        Mailbox::new(self.bell.clone(), self.reader.clone(), self.ram.clone(), interrupt)
+    }
+
             vcpus: vcpus.collect(),
             reader: self.reader.clone(),
         }
@@ -296,6 +314,9 @@ fn record(options: &Options, ram: &Ram, vcpus: &[VcpuFd], cmdline: &str) -> Resu
     let khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0);
     let policy = cmdline.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("policy="));
     let header = trace::Header {
+            ram: self.ram.clone(),
+            mailbox: self.mailbox(),
+            run: Runs::new(self.run_control.clone()),
         version: trace::VERSION,
         cpus: options.vcpus,
         tsc_khz: khz,

@@ -1,59 +1,9 @@
-//! `taskvisor ctl`: the control interface for people and shell scripts.
+//! Resources as tables for people. Pure: from what the interface gave to text.
 
 use std::fmt::Write;
-use std::path::Path;
 
-use serde::Serialize;
-
-use super::api::{Pinned, Pins, Tasks, Vcpus, Vm};
-use super::client::{Client, ClientError};
+use crate::control::api::{Pinned, Stats, Tasks, Vcpus, Vm};
 use crate::guestview::Task;
-
-/// What to ask for.
-#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
-pub enum Question {
-    /// The machine as a whole
-    Vm,
-    /// vCPUs: host threads, where they may run, exits, and the task each runs
-    Vcpus,
-    /// The guest's tasks
-    Tasks,
-    /// Move vCPU threads to other host CPUs, all of them or none, and show what the host reads back
-    Pin {
-        /// VCPUS=CPUS;..., as --affinity of run takes it
-        pins: String,
-    },
-}
-
-/// Asks, and gives the answer as text: a table, or JSON (for lists, the list alone).
-pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, ClientError> {
-    let mut client = Client::connect(socket)?;
-    Ok(match question {
-        Question::Vm => {
-            let vm: Vm = client.get("/v1/vm")?;
-            if json { pretty(&vm) } else { vm_table(&vm) }
-        }
-        Question::Vcpus => {
-            let vcpus: Vcpus = client.get("/v1/vcpus")?;
-            if json { pretty(&vcpus.vcpus) } else { vcpus_table(&vcpus) }
-        }
-        Question::Tasks => {
-            let tasks: Tasks = client.get("/v1/tasks")?;
-            if json { pretty(&tasks.tasks) } else { tasks_table(&tasks) }
-        }
-        Question::Pin { pins } => {
-            let pinned: Vec<Pinned> = client.put("/v1/affinity", &Pins { pins })?;
-            let row = |pin: &Pinned| vec![pin.index.to_string(), pin.affinity.clone()];
-            let rows: Vec<_> = pinned.iter().map(row).collect();
-            if json { pretty(&pinned) } else { table(&[">VCPU", "AFFINITY"], &rows) }
-        }
-    })
-}
-
-/// Resources are plain data, of which no writer to a string fails.
-fn pretty(value: &impl Serialize) -> String {
-    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
-}
 
 /// Nanoseconds for people: three digits or so.
 pub fn time(nanos: u64) -> String {
@@ -100,7 +50,8 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
-fn vm_table(vm: &Vm) -> String {
+/// The machine.
+pub fn vm_table(vm: &Vm) -> String {
     let mut out = String::new();
     let rows = [
         ("pid", vm.pid.to_string()),
@@ -110,6 +61,7 @@ fn vm_table(vm: &Vm) -> String {
         ("kernel", vm.kernel.clone()),
         ("program", vm.program.join(" ")),
         ("up", time(vm.uptime_ns)),
+        ("state", vm.state.name().to_owned()),
         ("tasks", vm.tasks_unavailable.clone().unwrap_or_else(|| "shown".to_owned())),
     ];
     for (name, value) in rows {
@@ -118,7 +70,8 @@ fn vm_table(vm: &Vm) -> String {
     out
 }
 
-fn vcpus_table(list: &Vcpus) -> String {
+/// Its vCPUs.
+pub fn vcpus_table(list: &Vcpus) -> String {
     let rows: Vec<_> = list
         .vcpus
         .iter()
@@ -128,46 +81,74 @@ fn vcpus_table(list: &Vcpus) -> String {
                 or_dash(vcpu.tid),
                 vcpu.thread.clone(),
                 or_dash(vcpu.affinity.as_ref()),
+                or_dash(vcpu.class.as_ref()),
                 or_dash(vcpu.host_cpu),
                 or_dash(vcpu.host_run_ns.map(time)),
+                or_dash(vcpu.halted_share.map(|share| format!("{:.0}%", share * 100.0))),
                 vcpu.exits.total.to_string(),
                 or_dash(vcpu.guest.as_ref().map(|cpu| cpu.switches)),
                 vcpu.current.as_ref().map_or_else(|| "-".to_owned(), |task| format!("{} {}", task.id, task.name)),
             ]
         })
         .collect();
-    table(&[">VCPU", ">TID", "THREAD", "AFFINITY", ">ON", ">HOST TIME", ">EXITS", ">SWITCHES", "TASK"], &rows)
+    table(
+        &[
+            ">VCPU",
+            ">TID",
+            "THREAD",
+            "AFFINITY",
+            "CLASS",
+            ">ON",
+            ">HOST TIME",
+            ">HALTED",
+            ">EXITS",
+            ">SWITCHES",
+            "TASK",
+        ],
+        &rows,
+    )
 }
 
 /// State as a table shows it: with what a blocked task waits for.
 pub fn state(task: &Task) -> String {
+    let held = task.suspended == Some(true);
     match &task.waits_for {
+        Some(what) if held && what == "suspended" => what.clone(),
+        Some(what) if held => format!("{}: {what}, suspended", task.state.name()),
         Some(what) => format!("{}: {what}", task.state.name()),
+        None if held => format!("{}, suspended", task.state.name()),
         None => task.state.name().to_owned(),
     }
 }
 
-fn tasks_table(list: &Tasks) -> String {
-    let rows: Vec<_> = list
-        .tasks
-        .iter()
-        .map(|task| {
-            vec![
-                task.id.to_string(),
-                or_dash(task.process),
-                task.kind.clone(),
-                state(task),
-                task.cpu.to_string(),
-                time(task.run_ns),
-                (task.voluntary_switches + task.involuntary_switches).to_string(),
-                task.migrations.to_string(),
-                or_dash(task.policy.as_ref()),
-                or_dash(task.nice),
-                or_dash(task.affinity.as_ref()),
-                task.name.clone(),
-            ]
-        })
-        .collect();
+/// The guest's tasks.
+pub fn tasks_table(list: &Tasks) -> String {
+    let mut out = tasks(&list.tasks);
+    if list.left_out != 0 || list.torn {
+        let _ =
+            writeln!(out, "({} not shown{})", list.left_out, if list.torn { ", list changed meanwhile" } else { "" });
+    }
+    out
+}
+
+/// Some tasks.
+pub fn tasks(list: &[Task]) -> String {
+    let row = |task: &Task| {
+        vec![
+            task.id.to_string(),
+            or_dash(task.process),
+            task.kind.clone(),
+            state(task),
+            task.cpu.to_string(),
+            time(task.run_ns),
+            (task.voluntary_switches + task.involuntary_switches).to_string(),
+            task.migrations.to_string(),
+            or_dash(task.policy.as_ref()),
+            or_dash(task.nice),
+            or_dash(task.affinity.as_ref()),
+            task.name.clone(),
+        ]
+    };
     let head = [
         ">ID",
         ">PROCESS",
@@ -182,10 +163,32 @@ fn tasks_table(list: &Tasks) -> String {
         "AFFINITY",
         "NAME",
     ];
-    let mut out = table(&head, &rows);
-    if list.left_out != 0 || list.torn {
-        let _ =
-            writeln!(out, "({} not shown{})", list.left_out, if list.torn { ", list changed meanwhile" } else { "" });
+    table(&head, &list.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What the host reads back.
+pub fn pins_table(pinned: &[Pinned]) -> String {
+    let row = |pin: &Pinned| vec![pin.index.to_string(), pin.affinity.clone()];
+    table(&[">VCPU", "AFFINITY"], &pinned.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Sums over the machine.
+pub fn stats_table(stats: &Stats) -> String {
+    let mut out = String::new();
+    let tasks = stats.tasks.as_ref().map(|tasks| {
+        let [running, ready, blocked, held] = [tasks.running, tasks.ready, tasks.blocked, tasks.suspended];
+        format!("{} ({running} running, {ready} ready, {blocked} blocked; {held} suspended)", tasks.total)
+    });
+    let rows = [
+        ("up", time(stats.time_ns)),
+        ("memory", format!("{} KiB in use", stats.memory_touched >> 10)),
+        ("exits", stats.exits.to_string()),
+        ("ran", time(stats.host_run_ns)),
+        ("waited", time(stats.host_wait_ns)),
+        ("tasks", or_dash(tasks)),
+    ];
+    for (name, value) in rows {
+        let _ = writeln!(out, "{name:8} {value}");
     }
     out
 }

@@ -1,0 +1,205 @@
+//! `taskvisor ctl`: the control interface for people and shell scripts.
+
+mod tables;
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use self::tables::{or_dash, state, table, time};
+use self::tables::{tasks_table, vcpus_table, vm_table};
+use super::api::{
+    Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, StreamsChoice, TaskChange, Tasks, Vcpus, Vm,
+};
+use super::client::{Client, ClientError};
+use crate::guestview::Task;
+
+/// What to ask for.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
+pub enum Question {
+    /// The machine as a whole: what it is and whether it runs
+    #[command(visible_alias = "vm")]
+    Status,
+    /// Sums over the machine: memory in use, exits, host time, tasks by state
+    Stats,
+    /// vCPUs: host threads, where they may run, exits, and the task each runs
+    Vcpus,
+    /// The guest's tasks
+    Tasks,
+    /// Move vCPU threads to other host CPUs, all of them or none, and show what the host reads back
+    Pin {
+        /// VCPUS=CPUS;..., as --affinity of run takes it
+        pins: String,
+    },
+    /// Stop all vCPUs
+    Pause,
+    /// Let stopped vCPUs, or a suspended task, go on
+    Resume {
+        /// Number of the task; without it, the vCPUs
+        task: Option<u32>,
+    },
+    /// Take a task off its CPU, and let it execute nothing of its program until it is resumed
+    Suspend {
+        /// Number of the task
+        task: u32,
+    },
+    /// Send a signal to a task's process
+    Signal {
+        /// Number of the task
+        task: u32,
+        /// Number, or name with or without SIG
+        signal: String,
+        /// To this thread alone
+        #[arg(long)]
+        thread: bool,
+    },
+    /// End a task's process (SIGKILL); without a task the VMM, as SIGTERM to it does
+    Kill {
+        /// Number of the task
+        task: Option<u32>,
+    },
+    /// Ask the first program to end (SIGTERM)
+    Shutdown,
+    /// Schedule a task otherwise; what isn't named stays
+    Set(SetArgs),
+    /// Start a program that is in the guest
+    Spawn(SpawnArgs),
+    /// The machine's counters as Prometheus reads them
+    Metrics,
+}
+
+/// What changes of a task.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+#[group(required = true, multiple = true)]
+pub struct Changes {
+    /// other, batch, idle, fifo, rr, deadline
+    #[arg(long)]
+    pub policy: Option<String>,
+    /// -20 to 19
+    #[arg(long, allow_hyphen_values = true)]
+    pub nice: Option<i32>,
+    /// Real-time priority, 1 to 99
+    #[arg(long)]
+    pub priority: Option<u32>,
+    /// Budget of a deadline task, slice of a fair one, in nanoseconds
+    #[arg(long, value_name = "NS")]
+    pub runtime: Option<u64>,
+    /// Of a deadline task, in nanoseconds
+    #[arg(long, value_name = "NS")]
+    pub deadline: Option<u64>,
+    /// Of a deadline task, in nanoseconds
+    #[arg(long, value_name = "NS")]
+    pub period: Option<u64>,
+    /// Guest CPUs that it may run on
+    #[arg(long, value_name = "CPUS")]
+    pub affinity: Option<String>,
+}
+
+/// Flags of `set`.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct SetArgs {
+    /// Number of the task
+    pub task: u32,
+    /// What changes.
+    #[command(flatten)]
+    pub changes: Changes,
+}
+
+/// Flags of `spawn`.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct SpawnArgs {
+    /// Working directory in the guest
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Set a variable of its environment
+    #[arg(short, long = "env", value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Where its output goes
+    #[arg(long, value_enum, default_value_t)]
+    pub streams: StreamsChoice,
+    /// Path of the program in the guest
+    pub path: String,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+/// Asks, and gives the answer as text: a table, or JSON (for lists, the list alone).
+pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, ClientError> {
+    let mut client = Client::connect(socket)?;
+    let show = Show { json };
+    Ok(match question {
+        Question::Status => show.one(&client.get::<Vm>("/v1/vm")?, vm_table),
+        Question::Stats => show.one(&client.get::<Stats>("/v1/vm/stats")?, tables::stats_table),
+        Question::Vcpus => {
+            let vcpus: Vcpus = client.get("/v1/vcpus")?;
+            if json { pretty(&vcpus.vcpus) } else { vcpus_table(&vcpus) }
+        }
+        Question::Tasks => {
+            let tasks: Tasks = client.get("/v1/tasks")?;
+            if json { pretty(&tasks.tasks) } else { tasks_table(&tasks) }
+        }
+        Question::Pin { pins } => {
+            let pinned: Vec<Pinned> = client.put("/v1/affinity", &Pins { pins })?;
+            if json { pretty(&pinned) } else { tables::pins_table(&pinned) }
+        }
+        Question::Pause => show.one(&client.post::<Vm>("/v1/vm/pause")?, vm_table),
+        Question::Resume { task: None } => show.one(&client.post::<Vm>("/v1/vm/resume")?, vm_table),
+        Question::Resume { task: Some(task) } => show.task(&client.post(&format!("/v1/tasks/{task}/resume"))?),
+        Question::Suspend { task } => show.task(&client.post(&format!("/v1/tasks/{task}/suspend"))?),
+        Question::Signal { task, signal, thread } => send(&mut client, task, signal, thread)?,
+        Question::Kill { task: Some(task) } => send(&mut client, task, "KILL".to_owned(), false)?,
+        Question::Kill { task: None } => show.one(&client.post::<Vm>("/v1/vm/kill")?, |_| String::new()),
+        Question::Shutdown => show.one(&client.post::<Vm>("/v1/vm/shutdown")?, |_| String::new()),
+        Question::Set(SetArgs { task, changes }) => {
+            show.task(&client.patch(&format!("/v1/tasks/{task}"), &changes.wanted())?)
+        }
+        Question::Spawn(args) => {
+            let SpawnArgs { path, args, env, cwd, streams } = args;
+            let spawned: Spawned = client.send("/v1/tasks", &SpawnRequest { path, args, env, cwd, streams })?;
+            if json { pretty(&spawned) } else { format!("{}\n", spawned.process) }
+        }
+        Question::Metrics => client.text("/v1/metrics")?,
+    })
+}
+
+impl Changes {
+    fn wanted(self) -> TaskChange {
+        TaskChange {
+            policy: self.policy,
+            nice: self.nice,
+            priority: self.priority,
+            runtime_ns: self.runtime,
+            deadline_ns: self.deadline,
+            period_ns: self.period,
+            affinity: self.affinity,
+        }
+    }
+}
+
+fn send(client: &mut Client, task: u32, signal: String, thread: bool) -> Result<String, ClientError> {
+    client.send::<Value>(&format!("/v1/tasks/{task}/signal"), &SignalRequest { signal, thread })?;
+    Ok(String::new())
+}
+
+/// How an answer is shown.
+struct Show {
+    json: bool,
+}
+
+impl Show {
+    fn one<T: Serialize + DeserializeOwned>(&self, value: &T, table: impl Fn(&T) -> String) -> String {
+        if self.json { pretty(value) } else { table(value) }
+    }
+
+    fn task(&self, task: &Task) -> String {
+        self.one(task, |task| tables::tasks(std::slice::from_ref(task)))
+    }
+}
+
+/// Resources are plain data, of which no writer to a string fails.
+fn pretty(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
