@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint mutants soak clean
+.PHONY: help setup demo test bench lint mutants soak man clean
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -41,6 +41,12 @@ soak: ## the stress programs over and over for SOAK_MINUTES (10)
 	@resources/setup.sh build
 	@$(CARGO) build --release --locked -p taskvisor
 	@tests/soak.sh
+
+man: ## manual pages and shell completions, written to target/man1 and target/completions
+	@$(CARGO) build --release --locked -p taskvisor
+	@$(TASKVISOR_BIN) man --out $(TARGET_DIR)/man1
+	@mkdir -p $(TARGET_DIR)/completions
+	@for shell in bash zsh fish; do $(TASKVISOR_BIN) completions $$shell > $(TARGET_DIR)/completions/taskvisor.$$shell; done
 
 clean: ## remove everything that was built
 	@$(CARGO) clean

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,6 +18,7 @@ pub const HARD_LIMIT: Duration = Duration::from_secs(120);
 pub struct Run {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    dir: Option<PathBuf>,
     stdin: Vec<u8>,
     limit: Duration,
     signal: Option<(String, i32)>,
@@ -28,6 +30,7 @@ impl Run {
         Self {
             args: vec![program.as_ref().to_owned()],
             env: Vec::new(),
+            dir: None,
             stdin: Vec::new(),
             limit: HARD_LIMIT,
             signal: None,
@@ -52,6 +55,12 @@ impl Run {
         self
     }
 
+    /// Where it runs, if not here.
+    pub fn dir(mut self, path: &Path) -> Self {
+        self.dir = Some(path.to_owned());
+        self
+    }
+
     /// What the command reads.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
@@ -73,6 +82,9 @@ impl Run {
     /// The command as it would be typed.
     pub fn typed(&self) -> String {
         let mut text = String::new();
+        if let Some(dir) = &self.dir {
+            let _ = write!(text, "cd {} && ", quoted(dir.as_os_str()));
+        }
         for (name, value) in &self.env {
             let _ = write!(text, "{}={} ", name.display(), quoted(value));
         }
@@ -92,6 +104,7 @@ impl Run {
         let typed = self.typed();
         let start = Instant::now();
         let mut command = Command::new(&self.args[0]);
+        command.current_dir(self.dir.as_deref().unwrap_or(Path::new(".")));
         command
             .args(&self.args[1..])
             .envs(self.env.iter().map(|(name, value)| (name, value)))

@@ -6,7 +6,21 @@ use std::path::Path;
 use taskvisor_tests::Run;
 use taskvisor_tests::guest::taskvisor;
 
-const COMMANDS: [&str; 8] = ["", "run", "image", "doctor", "report", "sim", "top", "ctl"];
+const COMMANDS: [&str; 13] = [
+    "",
+    "run",
+    "image",
+    "config",
+    "config check",
+    "config show",
+    "doctor",
+    "report",
+    "sim",
+    "top",
+    "ctl",
+    "completions",
+    "man",
+];
 
 #[test]
 fn cli_md_is_what_help_prints() {

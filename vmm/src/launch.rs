@@ -10,10 +10,12 @@ use std::time::Instant;
 use crate::affinity::{self, AffinityError, Plan};
 use crate::archive::ArchiveError;
 use crate::config::Config;
+use crate::config::file::FileError;
+use crate::config::flags::FlagsError;
 use crate::console::{terminal, virtio};
 use crate::end::EXIT_VMM;
 use crate::guest::{Guest, GuestError, KernelKeys};
-use crate::topology::{self, TopologyError};
+use crate::topology::{self, Topology, TopologyError};
 use crate::vm::{Ended, Options, Vm, VmError};
 
 /// Why a run or an image failed.
@@ -31,6 +33,12 @@ pub enum LaunchError {
     /// The machine.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// `--config`.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What is asked for.
+    #[error(transparent)]
+    Flags(#[from] FlagsError),
     /// `image`: a file can't be written.
     #[error("can't write {path}: {source}")]
     Write {
@@ -54,12 +62,27 @@ impl LaunchError {
     }
 }
 
-/// Runs the guest to its end. `start` is when the process began, for `--stats`.
-pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
+/// Everything that a run checks before it touches KVM. The program may still be missing: a command line can give it.
+pub fn check(config: &Config) -> Result<(), LaunchError> {
+    prepare(config)?;
+    match Guest::assemble(config, None) {
+        Ok(_) | Err(GuestError::NothingToRun) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How the vCPUs are arranged, and where their threads will run.
+fn prepare(config: &Config) -> Result<(Topology, Plan), LaunchError> {
     let topology = topology::resolve(config.vcpus, config.topology, &config.numa, config.memory)?;
     let host = affinity::plan::Host::ask().map_err(AffinityError::Thread)?;
     let placement = Plan::new(&config.host, topology.vcpus(), host)?;
     placement.rehearse()?;
+    Ok((topology, placement))
+}
+
+/// Runs the guest to its end. `start` is when the process began, for `--stats`.
+pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
+    let (topology, placement) = prepare(config)?;
     let term = terminal_name();
     let guest = Guest::assemble(config, term.as_deref())?;
     let options = Options {

@@ -18,6 +18,7 @@ pub mod guestview;
 pub mod host;
 pub mod launch;
 pub mod logger;
+pub mod manual;
 pub mod memory;
 pub mod program;
 pub mod report;

@@ -1,20 +1,22 @@
 //! The command `taskvisor`: parses the command line, calls the library, turns results into messages and exit codes.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Parser;
-use clap::error::ErrorKind;
-use taskvisor::config::Config;
-use taskvisor::config::cli::{Cli, Command, ControlArgs};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
+use taskvisor::config::cli::{Cli, Command, ConfigQuestion, ControlArgs};
+use taskvisor::config::file::{self, Said};
+use taskvisor::config::flags::FlagsError;
+use taskvisor::config::{Config, schema};
 use taskvisor::control::ctl;
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
 use taskvisor::sim::args::SimArgs;
-use taskvisor::{host, logger, report, sim, top};
+use taskvisor::{host, logger, manual, report, sim, top};
 use vcpu_sched::checker::Options;
 use vcpu_sched::ids::Nanos;
 
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
 fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
     match cli.command {
         Command::Run(args) => {
-            let config = Config::from(args);
+            let config = config(args.said()?)?;
             logger::install(&config.log, config.log_level);
             let ended = launch::run(&config, start)?;
             if let Some(report) = &ended.report {
@@ -54,9 +56,20 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             Ok(ended.end.exit_code())
         }
         Command::Image(args) => {
-            let config = Config::from(args.guest);
+            let output = args.output.clone();
+            let config = config(args.said()?)?;
             logger::install(&config.log, config.log_level);
-            launch::image(&config, &args.output)?;
+            launch::image(&config, &output)?;
+            Ok(0)
+        }
+        Command::Config(args) => {
+            let text = match args.question {
+                ConfigQuestion::Check { files } => return Ok(check(&files)),
+                ConfigQuestion::Show(args) => file::write(&args.said()?)?,
+                ConfigQuestion::Schema => serde_json::to_string_pretty(&schema::schema())? + "\n",
+            };
+            // A closed pipe behind it is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(0)
         }
         Command::Ctl(args) => {
@@ -88,7 +101,41 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             Ok(if report.can_run() { 0 } else { EXIT_VMM })
         }
         Command::Sim(args) => simulate(&args),
+        Command::Completions { shell } => {
+            // A closed pipe behind it is no error.
+            let _ = std::io::stdout().write_all(&manual::completions(shell));
+            Ok(0)
+        }
+        Command::Man { out } => {
+            manual::pages(&out).with_context(|| format!("can't write manual pages into {}", out.display()))?;
+            Ok(0)
+        }
     }
+}
+
+fn config(said: Said) -> Result<Config, FlagsError> {
+    Config::new(said.machine, said.guest)
+}
+
+/// `config check`: a line for each file. The exit code is that of the last one that isn't good.
+fn check(files: &[PathBuf]) -> u8 {
+    let mut code = 0;
+    for path in files {
+        let checked = file::read(path).map_err(LaunchError::from).and_then(|said| launch::check(&config(said)?));
+        match checked {
+            Ok(()) => {
+                // A closed pipe behind it is no error.
+                let _ = writeln!(std::io::stdout(), "{}: good", path.display());
+            }
+            Err(error) => {
+                let path = path.display().to_string();
+                let place = if matches!(error, LaunchError::File(_)) { String::new() } else { format!("{path}: ") };
+                say(format_args!("taskvisor: {place}{error}\n"));
+                code = error.exit_code();
+            }
+        }
+    }
+    code
 }
 
 /// The control socket that a client was told.
@@ -131,12 +178,29 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::from(EXIT_VMM);
     }
+    if let Some(flag) = flag_of_run(error) {
+        say(format_args!(
+            "taskvisor: image takes no {flag}: it writes the guest alone, and the machine is whose VMM starts it (see \
+             taskvisor image --help)\n"
+        ));
+        return ExitCode::from(EXIT_VMM);
+    }
     let text = error.render().to_string();
     let useful = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let useful = useful.filter(|line| !line.is_empty() && !line.starts_with("For more"));
     let line = useful.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
     say(format_args!("taskvisor: {} (see taskvisor --help)\n", line.strip_prefix("error: ").unwrap_or(&line)));
     ExitCode::from(EXIT_VMM)
+}
+
+/// The flag that `image` doesn't take, though `run` does.
+fn flag_of_run(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidArg) else { return None };
+    let flag = wrong.strip_prefix("--")?.split('=').next()?;
+    let cli = Cli::command();
+    let known = cli.find_subcommand("run")?.get_arguments().any(|arg| arg.get_long() == Some(flag));
+    let ours = std::env::args_os().nth(1).is_some_and(|command| command == "image");
+    (known && ours && error.kind() == ErrorKind::UnknownArgument).then(|| format!("--{flag}"))
 }
 
 /// Writes to stderr. A closed pipe behind it changes nothing, least of all the exit code (`eprint!` would panic).

@@ -16,6 +16,8 @@ use std::fmt;
 use std::io;
 
 pub use plan::Plan;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::config::text::IdSet;
 
@@ -46,7 +48,8 @@ impl fmt::Display for Class {
 }
 
 /// Who may share a core's threads with whom (Linux, Documentation/admin-guide/hw-vuln/core-scheduling.rst).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum CoreScheduling {
     /// No restriction
     #[default]
@@ -64,6 +67,16 @@ pub struct Entry<T> {
     pub vcpus: Option<IdSet>,
     /// What for them.
     pub value: T,
+}
+
+/// As the flags take it.
+impl<T: fmt::Display> fmt::Display for Entry<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.vcpus {
+            Some(vcpus) => write!(f, "{vcpus}={}", self.value),
+            None => write!(f, "all={}", self.value),
+        }
+    }
 }
 
 /// What the flags say.

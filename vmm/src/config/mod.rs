@@ -1,21 +1,30 @@
 //! What the user asked for: guest, machine, and what happens around it.
 //!
-//! [`Config`] is the library's entry: the binary fills it from flags ([`cli`]), tests build it by hand, and
+//! [`Config`] is the library's entry: the binary fills it from flags ([`cli`], [`flags`]) and a file ([`file`]), tests build it by hand, and
 //! [`crate::launch`] turns it into a run. Nothing in it has been checked against the host yet.
 
 pub mod cli;
+pub mod file;
+pub mod flags;
+pub mod near;
+pub mod schema;
+#[cfg(test)]
+mod tests;
 pub mod text;
+mod text_value;
 pub mod units;
+pub mod values;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use vcpu_sched::runqueue::PolicyKind;
-
-use crate::chaos::Chaos;
 
 use crate::affinity;
 use crate::boot::cpuid::model::Model;
+use crate::chaos::Chaos;
 use crate::topology::{NodeSpec, TopologyChoice};
 
 /// Guest memory when nothing is said.
@@ -44,7 +53,8 @@ impl From<&str> for LogSink {
 }
 
 /// How much is logged, by the guest kernel and by the VMM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// Nothing.
     Off,
@@ -73,7 +83,8 @@ impl LogLevel {
 }
 
 /// Which device carries the programs' streams.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum ConsoleChoice {
     /// virtio for Taskvisor's own kernel, serial for others.
     #[default]

@@ -2,10 +2,13 @@
 //!
 //! Pure; used by the command line. What the numbers mean together is checked by [`super::resolve`].
 
+use std::fmt;
+
 use super::numa::Distance;
 use super::{Shape, TopologyChoice, TopologyError};
 use crate::config::text::{Cursor, IdSet, TextError};
 use crate::config::units::parse_size;
+use crate::config::values::Size;
 
 /// The numbers of `--topology`. What is left out is 1, but for the cores, which follow from `--vcpus` if that is given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,6 +41,28 @@ impl ShapeSpec {
             Some(vcpus) if product != u64::from(vcpus) => Err(TopologyError::Product { shape, product, vcpus }),
             _ => Ok(shape),
         }
+    }
+}
+
+impl std::str::FromStr for TopologyChoice {
+    type Err = TextError;
+
+    fn from_str(text: &str) -> Result<Self, TextError> {
+        topology(text)
+    }
+}
+
+/// As `--topology` takes it.
+impl fmt::Display for TopologyChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TopologyChoice::Shape(spec) = self else { return f.write_str("host") };
+        let words = [("sockets", spec.sockets), ("dies", spec.dies), ("cores", spec.cores), ("threads", spec.threads)];
+        let mut separator = "";
+        for (name, number) in words.into_iter().filter_map(|(name, number)| Some((name, number?))) {
+            write!(f, "{separator}{name}={number}")?;
+            separator = ",";
+        }
+        Ok(())
     }
 }
 
@@ -88,6 +113,23 @@ pub struct NodeSpec {
     pub memory: u64,
     /// `dist=`.
     pub distances: Vec<Distance>,
+}
+
+/// As `--numa` takes it; what is nothing is left out.
+impl fmt::Display for NodeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node={}", self.id)?;
+        if !self.cpus.is_empty() {
+            write!(f, ",cpus={}", self.cpus)?;
+        }
+        if self.memory != 0 {
+            write!(f, ",mem={}", Size(self.memory))?;
+        }
+        for (i, distance) in self.distances.iter().enumerate() {
+            write!(f, ",{}{}@{}", if i == 0 { "dist=" } else { "" }, distance.to, distance.value)?;
+        }
+        Ok(())
+    }
 }
 
 /// `node=0,cpus=0-1,mem=64M,dist=1@20;node=1,...`; cpus, mem and dist may be left out.

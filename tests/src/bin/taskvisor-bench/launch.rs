@@ -40,7 +40,7 @@ pub fn measure(table: &mut Table) {
     let qemus: Result<Vec<_>, String> = match prereq::qemu() {
         Some(qemu) => {
             let quirks = quirks();
-            let image = Image::new(&["--memory", "128M", "--cmdline", &quirks], &busybox, &["true"]);
+            let image = Image::new(&["--cmdline", &quirks], &busybox, &["true"]);
             (0..RUNS).map(|_| qemus(&qemu, &image)).collect()
         }
         None => Err("no QEMU".into()),

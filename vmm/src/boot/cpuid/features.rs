@@ -3,6 +3,8 @@
 //! A table and nothing else; `super::model` gives it its meaning. Names are those of /proc/cpuinfo (Linux,
 //! arch/x86/include/asm/cpufeatures.h), levels those of the x86-64 psABI, table 3.1.
 
+use crate::config::near;
+
 /// A register of CPUID's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Register {
@@ -135,26 +137,7 @@ pub fn find(name: &str) -> Option<&'static Feature> {
 
 /// The known name that is nearest to a wrong one, if any is near.
 pub fn nearest(name: &str) -> Option<&'static str> {
-    let distance = |feature: &Feature| edits(name.as_bytes(), feature.name.as_bytes());
-    let best = FEATURES.iter().min_by_key(|feature| distance(feature))?;
-    (distance(best) <= name.len() / 3 + 1).then_some(best.name)
-}
-
-/// Levenshtein's distance.
-fn edits(a: &[u8], b: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = i;
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
+    near::nearest(name, FEATURES.iter().map(|feature| feature.name))
 }
 
 #[cfg(test)]

@@ -1,0 +1,4 @@
+# What shell.toml runs.
+for name in "$@"; do
+    echo "$GREETING, $name"
+done
