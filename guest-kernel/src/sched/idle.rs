@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use super::place;
 use crate::arch::instr;
 use crate::chaos;
 use crate::cpu;
@@ -10,7 +11,9 @@ use crate::trace;
 
 /// Halts until there is something to run; never returns. The CPU's own idle task runs it.
 pub fn run() -> ! {
-    // A CPU that has never looked for work is not known as idle, and nobody would call it for a task that waits elsewhere.
+    // A CPU that has never looked for work is not known as idle, and nobody would call it for a task that waits elsewhere. It must
+    // say so itself: while the CPUs come up their number is still 1, and a lone CPU looks nowhere.
+    place::announce_idle(cpu::this());
     sched::yield_now();
     loop {
         instr::cli();

@@ -3,6 +3,7 @@
 //! One alone: `test=SUBSTRING` on the command line. Tests named `crash_...` end in a kernel panic on purpose and run only when
 //! named in full; whoever starts them checks the report. The debug exit carries the number of failures.
 
+mod company;
 mod crash;
 mod memory;
 mod policies;
@@ -46,8 +47,16 @@ macro_rules! check {
 }
 use check;
 
-const GROUPS: [&[Test]; 7] =
-    [memory::TESTS, scheduling::TESTS, races::TESTS, policies::TESTS, shootdown::TESTS, timing::TESTS, crash::TESTS];
+const GROUPS: [&[Test]; 8] = [
+    memory::TESTS,
+    scheduling::TESTS,
+    races::TESTS,
+    company::TESTS,
+    policies::TESTS,
+    shootdown::TESTS,
+    timing::TESTS,
+    crash::TESTS,
+];
 
 /// Starts a task on certain CPUs.
 pub fn spawn(

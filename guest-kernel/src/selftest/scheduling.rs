@@ -9,14 +9,17 @@ use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::ids::CpuId;
 
 use super::{Test, TestResult, check, join, spawn, spawn_on, tests};
+use crate::arch::instr;
+use crate::arch::switch::switch_task;
 use crate::cpu;
 use crate::sched;
-use crate::sync::{Mutex, WaitQueue};
+use crate::sync::{IrqGuard, Mutex, WaitQueue};
 use crate::task::{Task, current};
 use crate::time;
 
 pub(super) const TESTS: &[Test] = tests![
     switch_keeps_callee_saved_registers,
+    the_switch_alone_keeps_callee_saved_registers,
     spinning_kernel_task_is_preempted,
     no_wake_is_lost,
     many_wakers_one_wins,
@@ -102,6 +105,68 @@ fn switch_keeps_callee_saved_registers() -> TestResult {
     let tasks: Vec<_> = (0..4).map(|_| spawn_on(0, "regs", body, pass())).collect::<Result<_, _>>()?;
     tasks.iter().for_each(join);
     check!(failures.load(Ordering::Relaxed) == 0);
+    Ok(())
+}
+
+/// A second stack under the task that runs, and what [`switch_task`] needs to go there and back.
+#[repr(C)]
+struct There {
+    /// Where the task is saved while the other stack is in use, and the other way round.
+    rsp_here: u64,
+    rsp_there: u64,
+    root: u64,
+    on_cpu: bool,
+}
+
+/// What runs on the other stack: spoils every callee-saved register and goes back. r12 points to the [`There`].
+#[unsafe(naked)]
+extern "C" fn spoil_and_return() {
+    core::arch::naked_asm!(
+        "mov rsi, [r12]", "lea rdi, [r12 + 8]", "mov rdx, [r12 + 16]", "lea rcx, [r12 + 24]",
+        "mov rax, -1", "mov rbx, rax", "mov rbp, rax", "mov r12, rax", "mov r13, rax", "mov r14, rax", "mov r15, rax",
+        "call {switch}",
+        "ud2",
+        switch = sym switch_task,
+    );
+}
+
+/// [`switch_task`] without the functions around it, which may happen to save the same registers.
+fn the_switch_alone_keeps_callee_saved_registers() -> TestResult {
+    let mut stack = alloc::vec![0u64; 512];
+    let _irq = IrqGuard::new();
+    let mut there = There { rsp_here: 0, rsp_there: 0, root: instr::read_cr3(), on_cpu: true };
+    // What `switch_task` takes from the new stack: r15, r14, r13, r12, rbx, rbp, and where to go.
+    let at = stack.len() - 16;
+    stack[at + 3] = (&raw const there) as u64;
+    stack[at + 6] = spoil_and_return as *const () as u64;
+    there.rsp_there = (&raw const stack[at]) as u64;
+    let bad: u64;
+    // SAFETY: as in `pattern_survives_yield`. Interrupts are off; the root stays; the other stack is ours, in the heap, and is
+    // left for good when the call returns.
+    unsafe {
+        asm!(
+            "push rbx", "push rbp",
+            "mov rbx, {s}", "lea rbp, [rbx + 1]", "lea r12, [rbx + 2]", "lea r13, [rbx + 3]", "lea r14, [rbx + 4]", "lea r15, [rbx + 5]",
+            "push rbx", "sub rsp, 8",
+            "call {f}",
+            "add rsp, 8", "pop rcx",
+            "xor eax, eax",
+            "sub rbx, rcx", "or rax, rbx",
+            "sub rbp, rcx", "sub rbp, 1", "or rax, rbp",
+            "sub r12, rcx", "sub r12, 2", "or rax, r12",
+            "sub r13, rcx", "sub r13, 3", "or rax, r13",
+            "sub r14, rcx", "sub r14, 4", "or rax, r14",
+            "sub r15, rcx", "sub r15, 5", "or rax, r15",
+            "pop rbp", "pop rbx",
+            s = in(reg) 0x5eed_u64,
+            f = sym switch_task,
+            in("rdi") &raw mut there.rsp_here, in("rsi") there.rsp_there, in("rdx") there.root, in("rcx") &raw mut there.on_cpu,
+            out("rax") bad, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            clobber_abi("C"),
+        );
+    }
+    check!(bad == 0, "{bad:#x}");
+    check!(!there.on_cpu, "on_cpu is still set");
     Ok(())
 }
 
