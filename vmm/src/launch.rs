@@ -162,6 +162,7 @@ pub(crate) fn kernel_cmdline(guest: &Guest, options: &Options, quirks: &str) -> 
         strace: options.strace,
         stats: options.stats,
         trace: options.trace.is_some(),
+        mailbox: options.takes_requests(),
         virtio: (!guest.serial_console).then_some((
             crate::boot::layout::VIRTIO_MMIO_SIZE,
             crate::boot::layout::VIRTIO_MMIO,
@@ -170,4 +171,3 @@ pub(crate) fn kernel_cmdline(guest: &Guest, options: &Options, quirks: &str) -> 
     };
     keys.cmdline(&guest.user_cmdline)
 }
-        mailbox: options.takes_requests(),

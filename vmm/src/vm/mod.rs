@@ -89,11 +89,6 @@ pub struct Options {
     pub program: Vec<String>,
 }
 
-/// How a machine ended, ready to be told.
-#[derive(Debug)]
-pub struct Ended {
-    /// Why.
-    pub end: End,
 impl Options {
     /// Whether anything may ask something of the guest's kernel.
     pub fn takes_requests(&self) -> bool {
@@ -101,6 +96,11 @@ impl Options {
     }
 }
 
+/// How a machine ended, ready to be told.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why.
+    pub end: End,
     /// The report of a failure, several lines.
     pub report: Option<String>,
     /// Statistics, if asked for.
@@ -124,12 +124,12 @@ pub struct Vm {
     topology: Topology,
     recorder: Option<Recorder>,
     told: Arc<Told>,
+    bell: Bell,
     fd: Arc<VmFd>,
     run_control: RunControl,
 }
 
 impl Vm {
-    bell: Bell,
     /// Makes the machine, loads the guest, and leaves the first vCPU at the kernel's entry.
     pub fn build(guest: Guest, options: Options) -> Result<Self, VmError> {
         let mut milestones = Milestones::new(options.start);
