@@ -78,4 +78,10 @@ on_1_2_and_4_vcpus! {
     fn cputime_glibc(guest: Guest) {
         guest.same_as_host(&program("glibc/cputime"), &["30"]).expect_stdout("PASS");
     }
+    fn pi_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/pi"), &["100"]).expect_stdout("PASS");
+    }
+    fn pi_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/pi"), &["100"]).expect_stdout("PASS");
+    }
 }

@@ -31,6 +31,8 @@ errnos! {
     // Never seen by programs: the way back to ring 3 turns them into a restart or EINTR (Linux include/linux/errno.h).
     // Restart unless the signal's handler lacks SA_RESTART.
     ERESTARTSYS = 512;
+    // Restart, whatever the handler.
+    ERESTARTNOINTR = 513;
     // Restart unless a handler runs.
     ERESTARTNOHAND = 514;
     // Restart by restart_syscall(2): the remaining time is kept in the thread.

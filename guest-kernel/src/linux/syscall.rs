@@ -44,7 +44,14 @@ fn leave_slowly(thread: &Thread, frame: &mut TrapFrame, result: SysResult) {
         }
         Err(e) => {
             frame.rax = (-i64::from(e.0)) as u64;
-            matches!(e, Errno::ERESTARTSYS | Errno::ERESTARTNOHAND | Errno::ERESTART_RESTARTBLOCK | Errno::EINTR)
+            matches!(
+                e,
+                Errno::ERESTARTSYS
+                    | Errno::ERESTARTNOINTR
+                    | Errno::ERESTARTNOHAND
+                    | Errno::ERESTART_RESTARTBLOCK
+                    | Errno::EINTR
+            )
         }
     };
     if interrupted {
@@ -193,6 +200,10 @@ fn dispatch(t: &Thread, frame: &mut TrapFrame, nr: u64, a: &[u64; 6]) -> SysResu
         324 => scheduling::membarrier(a[0], a[1]),
         325 => memory::mlock(a[0], a[1], a[2] & 1 == 0),
         435 => clone::clone3(t, frame, a[0], a[1]),
+        449 => futex::two::wait_many(a[0], a[1], a[2], a[3], a[4]),
+        454 => futex::two::wake_one_word(a[0], a[1], a[2], a[3]),
+        455 => futex::two::wait_one_word(t, a),
+        456 => futex::two::requeue(a[0], a[1], a[2], a[3]),
         _ => match fs::dispatch(&t.process, nr, a) {
             Some(r) => r,
             None => {

@@ -11,7 +11,7 @@ use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::TaskId;
 
 use super::signal::{MAX_SIGNAL, SIGCHLD, SignalState};
-use super::{Image, Process, Thread, table, thread, timers};
+use super::{Image, Process, Thread, futex, table, thread, timers};
 use crate::arch::fpu::{self, Area};
 use crate::arch::trap_entry::TrapFrame;
 use crate::linux::errno::{Errno, SysResult};
@@ -191,7 +191,7 @@ fn spawn(me: &Thread, frame: &TrapFrame, r: Request) -> SysResult {
     check(&r)?;
     let has = |f| r.has(f);
     let here = current();
-    let params = here.sched.params().for_child().map_err(|_| Errno::EAGAIN)?;
+    let params = futex::own_params(&here).for_child().map_err(|_| Errno::EAGAIN)?;
     let id = unused_id();
     let old_space = here.space().ok_or(Errno::EFAULT)?;
     let space = if has(flags::VM) { old_space.clone() } else { old_space.fork()? };

@@ -41,7 +41,7 @@ pub fn end_thread(thread: &Thread) -> ! {
 fn leave(thread: &Thread, status: u32) -> ! {
     let process = &thread.process;
     let me = current();
-    release_memory(thread, me.space().is_some_and(|s| s.threads.load(Ordering::Relaxed) > 1));
+    release_memory(thread, true, me.space().is_some_and(|s| s.threads.load(Ordering::Relaxed) > 1));
     let last = {
         let mut s = process.signals.lock();
         let at = s.threads.iter().position(|t| core::ptr::eq(Arc::as_ptr(t), &*me));
@@ -68,8 +68,10 @@ fn leave(thread: &Thread, status: u32) -> ! {
 }
 
 /// What the memory that the thread leaves must know of it (exec, exit): robust mutexes, the joiner's word, a vfork parent.
-pub fn release_memory(thread: &Thread, others_use_it: bool) {
+/// `for_good`: the thread ends.
+pub fn release_memory(thread: &Thread, for_good: bool, others_use_it: bool) {
     futex::exit_robust_list(thread);
+    futex::thread_ends(thread, for_good);
     let word = thread.clear_child_tid.swap(0, Ordering::Relaxed);
     if word != 0 && others_use_it && user::write(word, &0u32).is_ok() {
         futex::wake_address(word, 1);

@@ -10,7 +10,7 @@ use vcpu_sched::policy::realtime::RR_SLICE;
 use vcpu_sched::runqueue::PolicyKind;
 
 use super::identity::task_by_tid;
-use super::{Thread, table, times};
+use super::{Thread, futex, table, times};
 use crate::cpu::{self, topology};
 use crate::linux::errno::{Errno, SysResult};
 use crate::mm::layout::PAGE_SIZE;
@@ -75,13 +75,13 @@ pub fn getcpu(cpu_out: u64, node_out: u64) -> SysResult {
 }
 
 fn change(task: &Arc<Task>, new: &SchedParams) -> SysResult {
-    sched::set_params(task, new).map_err(|_| Errno::EBUSY)?;
+    futex::set_params(task, new).map_err(|_| Errno::EBUSY)?;
     Ok(0)
 }
 
 /// Policy and priority, all else as it is: a request without a slice of its own is for the default one.
 fn of_policy(task: &Task, policy: u32, flags: u64, priority: u32) -> Result<SchedParams, Errno> {
-    let nice = task.sched.params().nice.get().into();
+    let nice = futex::own_params(task).nice.get().into();
     let attr = SchedAttr { policy, flags, nice, priority, ..SchedAttr::default() };
     SchedParams::from_attr(&attr).map_err(|_| Errno::EINVAL)
 }
@@ -105,7 +105,7 @@ pub fn set_param(thread: &Thread, pid: u64, param: u64) -> SysResult {
     }
     let priority: u32 = user::read(param)?;
     let task = target(thread, pid)?;
-    let mut new = task.sched.params();
+    let mut new = futex::own_params(&task);
     match &mut new.class {
         Class::Fifo(p) | Class::RoundRobin(p) => *p = RtPriority::new(priority).ok_or(Errno::EINVAL)?,
         // Linux takes the parameters of a deadline task from a sched_attr that has none.
@@ -118,7 +118,7 @@ pub fn set_param(thread: &Thread, pid: u64, param: u64) -> SysResult {
 
 /// sched_getscheduler(2).
 pub fn get_scheduler(thread: &Thread, pid: u64) -> SysResult {
-    let params = target(thread, pid)?.sched.params();
+    let params = futex::own_params(&*target(thread, pid)?);
     let flag = if params.reset_on_fork { RESET_ON_FORK } else { 0 };
     Ok(u64::from(params.policy_number() | flag))
 }
@@ -128,7 +128,7 @@ pub fn get_param(thread: &Thread, pid: u64, param: u64) -> SysResult {
     if param == 0 {
         return Err(Errno::EINVAL);
     }
-    let attr = target(thread, pid)?.sched.params().to_attr(Nanos::ZERO);
+    let attr = futex::own_params(&*target(thread, pid)?).to_attr(Nanos::ZERO);
     user::write(param, &attr.priority)?;
     Ok(0)
 }
@@ -153,7 +153,7 @@ pub fn slice_of(task: &Task) -> Nanos {
 /// sched_rr_get_interval(2).
 pub fn rr_interval(thread: &Thread, pid: u64, out: u64) -> SysResult {
     let task = target(thread, pid)?;
-    let slice = match task.sched.params().class {
+    let slice = match futex::own_params(&task).class {
         Class::RoundRobin(_) => RR_SLICE,
         Class::Normal | Class::Batch | Class::Idle => slice_of(&task),
         Class::Fifo(_) | Class::Deadline(_) | Class::Stop => Nanos::ZERO,
@@ -214,7 +214,7 @@ pub fn set_attr(thread: &Thread, pid: u64, attr: u64, flags: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let task = target(thread, pid)?;
-    let present = task.sched.params();
+    let present = futex::own_params(&task);
     let keep = wanted.flags & (KEEP_POLICY | KEEP_PARAMS);
     wanted.flags &= !keep;
     if keep & KEEP_PARAMS != 0 {
@@ -236,7 +236,7 @@ pub fn get_attr(thread: &Thread, pid: u64, attr: u64, size: u64, flags: u64) -> 
         return Err(Errno::EINVAL);
     }
     let task = target(thread, pid)?;
-    let a = task.sched.params().to_attr(slice_of(&task));
+    let a = futex::own_params(&task).to_attr(slice_of(&task));
     let size = (size as u32).min(ATTR_SIZE);
     let low_high = |v: u64| [v as u32, (v >> 32) as u32];
     let [f, r, d, p] = [a.flags, a.runtime, a.deadline, a.period].map(low_high);
@@ -269,7 +269,7 @@ fn chosen(thread: &Thread, which: u64, who: u64) -> Result<Vec<Arc<Task>>, Errno
 /// getpriority(2): 20 minus the nice value, as the system call gives it.
 pub fn get_priority(thread: &Thread, which: u64, who: u64) -> SysResult {
     let tasks = chosen(thread, which, who)?;
-    let lowest = tasks.iter().map(|t| t.sched.params().nice.get()).min();
+    let lowest = tasks.iter().map(|t| futex::own_params(t).nice.get()).min();
     lowest.map(|nice| (20 - i64::from(nice)) as u64).ok_or(Errno::ESRCH)
 }
 
@@ -277,7 +277,7 @@ pub fn get_priority(thread: &Thread, which: u64, who: u64) -> SysResult {
 pub fn set_priority(thread: &Thread, which: u64, who: u64, nice: u64) -> SysResult {
     let nice = Nice::clamped(nice as i32);
     for task in chosen(thread, which, who)? {
-        let params = task.sched.params();
+        let params = futex::own_params(&task);
         if params.nice != nice {
             change(&task, &SchedParams { nice, ..params })?;
         }

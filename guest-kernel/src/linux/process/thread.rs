@@ -95,6 +95,8 @@ pub struct Thread {
     pub set_child_tid: AtomicU64,
     /// Head of the robust list.
     pub robust_list: AtomicU64,
+    /// It ends: no lock that it holds can be waited for any more. Written with the graph of `futex::pi` locked.
+    pub left_locks: AtomicBool,
     /// Alternate stack.
     pub alt_stack: SpinLock<AltStack>,
     /// Interrupted call to go on with.
@@ -121,6 +123,7 @@ impl Thread {
             clear_child_tid: AtomicU64::new(0),
             set_child_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
+            left_locks: AtomicBool::new(false),
             alt_stack: SpinLock::new(AltStack::default()),
             restart: SpinLock::new(None),
             last_fault: SpinLock::new(LastFault::default()),

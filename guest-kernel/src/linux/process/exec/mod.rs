@@ -141,7 +141,7 @@ pub fn commit(thread: &Thread, prepared: Prepared, frame: &mut TrapFrame) -> Res
     let Prepared { space, program, vdso, arguments, name, file } = prepared;
     become_only_thread(thread)?;
     let me = current();
-    exit::release_memory(thread, me.space().is_some_and(|s| s.threads.load(Ordering::Relaxed) > 1));
+    exit::release_memory(thread, false, me.space().is_some_and(|s| s.threads.load(Ordering::Relaxed) > 1));
     me.replace_space(Some(space.clone()));
     drop(process.set_space(Some(space)));
     process.fs.unshare(fs::Share { files: true, place: false });

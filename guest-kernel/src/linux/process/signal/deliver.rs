@@ -141,6 +141,7 @@ fn restart(frame: &mut TrapFrame, handler: Option<&Action>) {
             Some(a) if a.flags & flags::SA_RESTART == 0 => None,
             _ => Some(frame.error),
         },
+        e if e == Errno::ERESTARTNOINTR.0 => Some(frame.error),
         e if e == Errno::ERESTARTNOHAND.0 => handler.is_none().then_some(frame.error),
         e if e == Errno::ERESTART_RESTARTBLOCK.0 => handler.is_none().then_some(NR_RESTART_SYSCALL),
         _ => return,

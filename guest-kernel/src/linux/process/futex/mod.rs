@@ -5,8 +5,18 @@
 //! a waker that changed it before it looks for waiters finds whoever read the old value; a page that isn't there is brought
 //! in with the lock dropped.
 //!
+//! `robust` is what happens to the mutexes of a thread that ends, `pi` are those whose owners get the rank of who waits for them,
+//! `two` the calls of the second generation, futex_waitv among them.
+//!
 //! Keys: memory that processes share has the identity of its source; all other memory that of its address space, whether
 //! `FUTEX_PRIVATE_FLAG` is given or not.
+
+mod pi;
+mod robust;
+pub mod two;
+
+pub use pi::{own_params, set_params, thread_ends};
+pub use robust::exit_robust_list;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -37,8 +47,12 @@ mod op {
     pub const REQUEUE: u32 = 3;
     pub const CMP_REQUEUE: u32 = 4;
     pub const WAKE_OP: u32 = 5;
+    pub const LOCK_PI: u32 = 6;
+    pub const UNLOCK_PI: u32 = 7;
+    pub const TRYLOCK_PI: u32 = 8;
     pub const WAIT_BITSET: u32 = 9;
     pub const WAKE_BITSET: u32 = 10;
+    pub const LOCK_PI2: u32 = 13;
     pub const PRIVATE_FLAG: u32 = 128;
     pub const CLOCK_REALTIME: u32 = 256;
 }
@@ -47,11 +61,9 @@ const MATCH_ANY: u32 = u32::MAX;
 const FUTEX_WAITERS: u32 = 0x8000_0000;
 const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
 const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
-/// Entries of a robust list that are looked at (Linux: ROBUST_LIST_LIMIT).
-const ROBUST_LIMIT: usize = 2048;
 
 /// What a futex word is: owner (address space or page source) and place in it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     owner: usize,
     place: u64,
@@ -72,6 +84,12 @@ const BUCKETS: usize = 256;
 type List = VecDeque<Arc<Waiter>>;
 
 static TABLE: [SpinLock<List>; BUCKETS] = [const { SpinLock::new(VecDeque::new()) }; BUCKETS];
+
+impl Waiter {
+    fn new(task: Arc<Task>, bitset: u32, key: Key) -> Arc<Self> {
+        Arc::new(Self { task, bitset, key: SpinLock::new(key), woken: AtomicBool::new(false) })
+    }
+}
 
 impl Key {
     fn bucket_index(self) -> usize {
@@ -140,9 +158,27 @@ pub fn futex(thread: &Thread, a: &[u64; 6]) -> SysResult {
         op::WAKE_BITSET => Ok(wake(key_of(addr, private)?, count, value3 as u32) as u64),
         op::REQUEUE => requeue(addr, addr2, private, value as u32, timeout as u32, None),
         op::CMP_REQUEUE => requeue(addr, addr2, private, value as u32, timeout as u32, Some(value3 as u32)),
+        op::LOCK_PI | op::LOCK_PI2 => {
+            // The older one knows the real-time clock only.
+            let realtime = realtime || operation & 15 == op::LOCK_PI;
+            pi::lock(thread, addr, private, times::absolute_deadline(timeout, realtime)?)
+        }
+        op::TRYLOCK_PI => pi::try_lock(thread, addr, private),
+        op::UNLOCK_PI => pi::unlock(thread, addr, private),
         op::WAKE_OP => wake_op(addr, addr2, private, count, timeout as u32 as usize, value3 as u32),
         _ => Err(Errno::ENOSYS),
     }
+}
+
+/// Joins the waiters of a word that has the expected value.
+fn enqueue(waiter: &Arc<Waiter>, addr: u64, value: u32) -> Result<(), Errno> {
+    let key = *waiter.key.lock();
+    let (mut list, found) = lock_and_load(key, addr)?;
+    if found != value {
+        return Err(Errno::EAGAIN);
+    }
+    list.push_back(waiter.clone());
+    Ok(())
 }
 
 /// FUTEX_WAIT. `relative`: an interruption leaves the deadline for restart_syscall.
@@ -160,16 +196,10 @@ fn wait(
     }
     let key = key_of(addr, private)?;
     let me = current();
-    let waiter = Arc::new(Waiter { task: me.to_arc(), bitset, key: SpinLock::new(key), woken: AtomicBool::new(false) });
-    {
-        let (mut list, found) = lock_and_load(key, addr)?;
-        if found != value {
-            return Err(Errno::EAGAIN);
-        }
-        list.push_back(waiter.clone());
-    }
+    let waiter = Waiter::new(me.to_arc(), bitset, key);
+    enqueue(&waiter, addr, value)?;
     trace::block(WaitReason::Futex, addr);
-    let result = sleep(&waiter, deadline);
+    let result = sleep(deadline, || waiter.woken.load(Ordering::SeqCst));
     if result.is_err() && !leave(&waiter) {
         return Ok(0); // a waker chose us before we gave up
     }
@@ -188,13 +218,13 @@ pub fn resume(thread: &Thread, addr: u64, value: u32, deadline: Nanos, private: 
     wait(thread, addr, private, value, Some(deadline), bitset, true)
 }
 
-/// Sleeps until `woken`; the protocol of `sync::wait_queue`.
-fn sleep(waiter: &Waiter, deadline: Option<Nanos>) -> Result<(), Errno> {
-    let task = &waiter.task;
+/// Sleeps until `done`; the protocol of `sync::wait_queue`.
+fn sleep(deadline: Option<Nanos>, done: impl Fn() -> bool) -> Result<(), Errno> {
+    let task = current().to_arc();
     loop {
         task.set_wait_reason(WaitReason::Futex);
         let _ = task.state.apply(Event::Block);
-        let stop = if waiter.woken.load(Ordering::SeqCst) {
+        let stop = if done() {
             Some(Ok(()))
         } else if task.is_interrupted() {
             Some(Err(Errno::EINTR))
@@ -281,7 +311,10 @@ fn lock_two(a: Key, b: Key) -> (SpinLockGuard<'static, List>, Option<SpinLockGua
 }
 
 fn requeue(from: u64, to: u64, private: bool, wakes: u32, moves: u32, expected: Option<u32>) -> SysResult {
-    let (a, b) = (key_of(from, private)?, key_of(to, private)?);
+    requeue_keys(from, (key_of(from, private)?, key_of(to, private)?), wakes, moves, expected)
+}
+
+fn requeue_keys(from: u64, (a, b): (Key, Key), wakes: u32, moves: u32, expected: Option<u32>) -> SysResult {
     if wakes as i32 <= -1 || moves as i32 <= -1 {
         return Err(Errno::EINVAL);
     }
@@ -380,60 +413,5 @@ fn wake_op(addr: u64, addr2: u64, private: bool, count: usize, count2: usize, co
             };
         }
         return Ok(woken as u64);
-    }
-}
-
-/// Marks the robust mutexes that the running thread holds, and wakes their waiters. Linux: `exit_robust_list`.
-pub fn exit_robust_list(thread: &Thread) {
-    let head = thread.robust_list.swap(0, Ordering::Relaxed);
-    if head == 0 {
-        return;
-    }
-    // struct robust_list_head: list.next, futex_offset, list_op_pending.
-    let Ok([first, offset, pending]) = user::read::<[u64; 3]>(head) else { return };
-    let mut at = first;
-    for _ in 0..ROBUST_LIMIT {
-        // Bit 0 marks priority-inheriting ones, which this kernel doesn't have.
-        let entry = at & !1;
-        if entry == head || entry == 0 {
-            break;
-        }
-        let next = user::read::<u64>(entry);
-        if entry != pending & !1 {
-            owner_died(thread, entry.wrapping_add(offset), false);
-        }
-        let Ok(next) = next else { break };
-        at = next;
-    }
-    if pending & !1 != 0 {
-        owner_died(thread, (pending & !1).wrapping_add(offset), true);
-    }
-}
-
-fn owner_died(thread: &Thread, word: u64, pending: bool) {
-    if !word.is_multiple_of(4) {
-        return;
-    }
-    // Bounded: somebody may change the word all the time.
-    for _ in 0..64 {
-        let Ok(old) = user::read::<u32>(word) else { return };
-        if pending && old & FUTEX_TID_MASK == 0 {
-            // Unlocked, but perhaps not woken yet.
-            wake_address(word, 1);
-            return;
-        }
-        if old & FUTEX_TID_MASK != thread.tid() {
-            return;
-        }
-        match user::cas_u32(word, old, old & FUTEX_WAITERS | FUTEX_OWNER_DIED) {
-            Ok(found) if found == old => {
-                if old & FUTEX_WAITERS != 0 {
-                    wake_address(word, 1);
-                }
-                return;
-            }
-            Ok(_) => {}
-            Err(_) => return,
-        }
     }
 }
