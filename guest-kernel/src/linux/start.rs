@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use vcpu_sched::params::{Class, SchedParams};
 use vcpu_sched::requests::message::Streams;
 
 use super::errno::Errno;
@@ -100,8 +101,13 @@ fn spawn(start: Start, files: fs::FsContext) -> Result<(), Errno> {
     drop(process.set_space(Some(space.clone())));
     let context = Arc::new(Thread::new(process.clone(), id.0, 0));
     let user = Some(SpawnUser { space, fpu: Area::new()?, fs_base: 0, context, process: id.0 });
+    let asked_for = start.ticket.is_some();
     let argument = Box::into_raw(Box::new(start)) as usize;
     let task = Task::new(id, Spawn { name: "init", affinity: None, entry: first_steps, argument, user })?;
+    if asked_for {
+        // Until its program is loaded: the slot must come back, however busy the programs keep the CPUs.
+        task.sched.request(&SchedParams::of_class(Class::Stop));
+    }
     process.signals.lock().threads.push(task.clone());
     table::insert(&process);
     sched::start(task);
@@ -131,6 +137,8 @@ extern "C" fn first_steps(argument: usize) -> ! {
     }
     drop(entry);
     if let Some(ticket) = ticket {
+        // From here on it is like any other; an ordinary task has no budget that could be refused.
+        let _ = sched::set_params(&me.to_arc(), &SchedParams::NORMAL);
         ticket.answer(Ok(u64::from(thread.process.pid)));
     }
     if thread.process.pid == 1 {
