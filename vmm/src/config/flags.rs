@@ -14,11 +14,13 @@ use serde::{Deserialize, Serialize};
 use vcpu_sched::runqueue::PolicyKind;
 
 use super::text::IdSet;
-use super::values::{Classes, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables};
+use super::values::{Classes, ClockRate, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables};
 use super::{Config, ConsoleChoice, DEFAULT_MEMORY, FileSpec, LogLevel, LogSink, ProgramSpec};
 use crate::affinity::{self, CoreScheduling};
 use crate::boot::cpuid::model::Model;
 use crate::chaos::{Chaos, DEFAULT_RATE};
+use crate::clock::Rate;
+use crate::clock::settings::{ClockSettings, Offsets, OnPause, TscMode};
 use crate::topology::TopologyChoice;
 
 /// What the machine is like and what this VMM does around it.
@@ -76,6 +78,27 @@ pub struct MachineFlags {
     /// Which device carries the programs' streams [default: auto]
     #[arg(long, value_name = "DEVICE", value_enum)]
     pub console: Option<ConsoleChoice>,
+
+    /// Tell the guest that its TSC has this frequency, and have all its clocks agree with it (docs/clock.md) [default: the host's]
+    #[arg(long, value_name = "KHZ")]
+    pub tsc_khz: Option<NonZeroU32>,
+
+    /// Have the vCPUs' clocks ahead, or behind: [VCPU=]NANOSECONDS;..., or with ns, us, ms, s, such as '1=-200us'
+    #[arg(long, value_name = "OFFSETS", allow_hyphen_values = true)]
+    pub tsc_offset: Option<Offsets>,
+
+    /// Who does --tsc-khz and --tsc-offset: the CPU (native, refused where a measurement shows no effect), the clock page that
+    /// kernel and programs read (virtual), or auto: the CPU if it can [default: auto]
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub tsc_mode: Option<TscMode>,
+
+    /// Run virtual time, that is clocks, sleeps, timers and time slices, so fast: 0.01 to 100, 1 as the host's [default: 1]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub clock_rate: Option<ClockRate>,
+
+    /// What virtual time does while the guest is paused [default: stop]
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub clock_on_pause: Option<OnPause>,
 
     /// Serve the control interface on this Unix socket, for taskvisor ctl and taskvisor top
     #[arg(long, value_name = "SOCKET")]
@@ -169,6 +192,11 @@ impl MachineFlags {
             timeout: self.timeout.or(file.timeout),
             log: self.log.or(file.log),
             console: self.console.or(file.console),
+            tsc_khz: self.tsc_khz.or(file.tsc_khz),
+            tsc_offset: self.tsc_offset.or(file.tsc_offset),
+            tsc_mode: self.tsc_mode.or(file.tsc_mode),
+            clock_rate: self.clock_rate.or(file.clock_rate),
+            clock_on_pause: self.clock_on_pause.or(file.clock_on_pause),
             control: self.control.or(file.control),
             trace: self.trace.or(file.trace),
         }
@@ -244,6 +272,13 @@ impl Config {
             control: machine.control,
             trace: machine.trace.map(|file| file.0),
             chaos: guest.chaos.map(|seed| Chaos { seed: seed.0, rate }),
+            clock: ClockSettings {
+                tsc_khz: machine.tsc_khz.map(NonZeroU32::get),
+                mode: machine.tsc_mode.unwrap_or_default(),
+                offsets: machine.tsc_offset.unwrap_or_default(),
+                rate: machine.clock_rate.map_or(Rate::REAL, |rate| rate.0),
+                on_pause: machine.clock_on_pause.unwrap_or_default(),
+            },
         })
     }
 }

@@ -25,6 +25,7 @@ use vcpu_sched::runqueue::PolicyKind;
 use crate::affinity;
 use crate::boot::cpuid::model::Model;
 use crate::chaos::Chaos;
+use crate::clock::settings::ClockSettings;
 use crate::topology::{NodeSpec, TopologyChoice};
 
 /// Guest memory when nothing is said.
@@ -160,6 +161,8 @@ pub struct Config {
     pub trace: Option<PathBuf>,
     /// Disturb the scheduler.
     pub chaos: Option<Chaos>,
+    /// Its clock.
+    pub clock: ClockSettings,
 }
 
 impl Default for Config {
@@ -187,6 +190,7 @@ impl Default for Config {
             control: None,
             trace: None,
             chaos: None,
+            clock: ClockSettings::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 
-/// Takes the flag's text; a whole number counts as its digits.
+/// Takes the flag's text; a number counts as its digits.
 pub(super) struct Text<T>(pub PhantomData<T>);
 
 impl<T> Visitor<'_> for Text<T>
@@ -33,6 +33,10 @@ where
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
         self.visit_str(&number.to_string())
     }
 }

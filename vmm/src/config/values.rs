@@ -11,7 +11,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vcpu_sched::runqueue::{UnknownPolicy, PolicyKind};
+use vcpu_sched::clock::rate::RateError;
+use vcpu_sched::runqueue::{PolicyKind, UnknownPolicy};
 
 use super::text::{IdSet, TextError};
 use super::text_value::{as_text, as_text_or};
@@ -20,6 +21,8 @@ use super::{FileSpec, LogSink};
 use crate::affinity::{Class, Entry, parse as pins};
 use crate::archive::build::clean;
 use crate::boot::cpuid::model::Model;
+use crate::clock::Rate;
+use crate::clock::settings::Offsets;
 use crate::topology::{NodeSpec, TopologyChoice, parse};
 use crate::trace::{Format, FormatError};
 
@@ -114,6 +117,28 @@ impl fmt::Display for Seed {
 }
 
 as_text!(Seed, { "type": ["string", "integer"], "minimum": 0, "pattern": "^(0x[0-9a-fA-F]+|[0-9]+)$" });
+
+/// How fast virtual time runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockRate(pub Rate);
+
+impl FromStr for ClockRate {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for ClockRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+as_text!(ClockRate, { "type": ["string", "number"], "minimum": 0.01, "maximum": 100, "pattern": "^[0-9]*\\.?[0-9]*$" });
+
+as_text!(Offsets, { "type": ["string", "integer"] });
 
 /// How ordinary tasks are scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

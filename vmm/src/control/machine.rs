@@ -16,6 +16,7 @@ use super::api::{Exits, Pinned, Stats, TaskCounts, TaskName, Tasks, Vcpu, Vcpus,
 use super::runs::Runs;
 use crate::affinity::live::{self, LiveError};
 use crate::affinity::{Entry, sys};
+use crate::clock::Clock;
 use crate::config::text::IdSet;
 use crate::guestview::{GuestViewError, Reader, Snapshot, TaskState};
 use crate::memory::{self, Ram};
@@ -63,6 +64,8 @@ pub struct Machine {
     pub mailbox: Mailbox,
     /// Whether it runs.
     pub run: Runs,
+    /// Its guest's clock.
+    pub clock: Clock,
 }
 
 impl Machine {

@@ -18,6 +18,8 @@ use super::machine::{Facts, Machine, VcpuThread};
 use super::routes;
 use super::runs::Runs;
 use super::server::{Listening, Server};
+use crate::clock::interrupt::Interrupts;
+use crate::clock::{self, Clock, Rate};
 use crate::guestview::{Reader, Told};
 use crate::memory::Ram;
 use crate::requests::{Bell, Mailbox};
@@ -30,6 +32,9 @@ fn machine() -> Machine {
     counts.add(Kind::PortOut);
     let ram = Ram::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let reader = Reader::new(ram.clone(), Arc::new(Told::default()), 0);
+    let run = RunControl::new(0);
+    let facts = clock::Facts::default();
+    let clock = Clock::new(facts, Rate::REAL, vec![0], ram.clone(), run.clone(), Interrupts::by(|| ()));
     Machine {
         facts: Facts { memory: 0x1000, kernel: "k".into(), program: vec!["p".into(), "-x".into()] },
         start: Instant::now(),
@@ -42,7 +47,8 @@ fn machine() -> Machine {
         mailbox: Mailbox::new(Bell::default(), reader.clone(), ram.clone(), Box::new(|_| Ok(()))),
         reader,
         ram,
-        run: Runs::new(RunControl::new(0)),
+        run: Runs::new(run),
+        clock,
     }
 }
 

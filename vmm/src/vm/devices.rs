@@ -68,6 +68,7 @@ pub fn build(
     options: &Options,
     serial_console: bool,
     recorder: Option<&Recorder>,
+    clock: impl Fn(u32) + Send + 'static,
 ) -> Result<Built, VmError> {
     let stop = StopFlag::default();
     let (sender, events) = guest_events().map_err(host("can't make an eventfd"))?;
@@ -89,6 +90,7 @@ pub fn build(
     let heard = told.clone();
     let port = directory::DirectoryPort::new(move |page| {
         heard.set(page);
+        clock(page);
         if let Some(recorded) = &recorded {
             recorded(page);
         }
@@ -99,12 +101,12 @@ pub fn build(
         buses.pio.insert("trace doorbell", doorbell::PORT, doorbell::LEN, shared(bell))?;
     }
 
-    let (mut console, mut virtio) = (None, Vec::new());
-    if !serial_console {
     let bell = Bell::default();
     let answers = doorbell::Doorbell::new(bell.listener());
     buses.pio.insert("requests doorbell", REQUESTS_DOORBELL.into(), doorbell::LEN, shared(answers))?;
 
+    let (mut console, mut virtio) = (None, Vec::new());
+    if !serial_console {
         console = Some(add_virtio_console(fd, ram, &mut buses.mmio)?);
         virtio.push(VirtioMmio { base: layout::VIRTIO_MMIO, gsi: layout::VIRTIO_GSI });
     }

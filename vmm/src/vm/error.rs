@@ -10,6 +10,7 @@ use crate::affinity::AffinityError;
 use crate::archive::ArchiveError;
 use crate::boot::BootError;
 use crate::boot::cpuid::CpuidError;
+use crate::clock::plan::PlanError;
 use crate::console::output::OutputError;
 use crate::control::socket::SocketError;
 use crate::event_loop::LoopError;
@@ -20,6 +21,9 @@ use crate::vcpu::setup::SetupError;
 /// Why a machine can't be built or run.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
+    /// The clock.
+    #[error(transparent)]
+    Clock(#[from] PlanError),
     /// No /dev/kvm.
     #[error(
         "there is no /dev/kvm: load its module (modprobe kvm_intel or kvm_amd), switch virtualisation on in the \

@@ -32,22 +32,25 @@ use crate::affinity::Plan;
 use crate::boot::cpuid::Template;
 use crate::boot::cpuid::model::Model;
 use crate::chaos::{Chaos, Disturber, Target};
+use crate::clock::plan::GuestKind;
+use crate::clock::settings::ClockSettings;
+use crate::clock::{self, Clock};
 use crate::config::{LogLevel, LogSink};
 use crate::console::terminal::RawMode;
 use crate::control;
 use crate::control::machine::{Facts, Machine};
+use crate::control::runs::Runs;
 use crate::control::server::Listening;
 use crate::end::End;
 use crate::event_loop::{self, Hub};
-use crate::control::runs::Runs;
 use crate::guest::Guest;
 use crate::guestview::{Reader, Told};
 use crate::launch::kernel_cmdline;
 use crate::memory::{self, Ram};
+use crate::requests::{self, Bell, Mailbox};
 use crate::signals::SignalFd;
 use crate::stats::{self, Milestones};
 use crate::topology::Topology;
-use crate::requests::{self, Bell, Mailbox};
 use crate::trace::{self, Recorder};
 use crate::vcpu::kick;
 use crate::vcpu::report::{self, Tasks};
@@ -81,6 +84,8 @@ pub struct Options {
     pub trace: Option<PathBuf>,
     /// What disturbs it.
     pub chaos: Option<Chaos>,
+    /// What its clock is like.
+    pub clock: ClockSettings,
     /// When the process started.
     pub start: Instant,
     /// Where the control socket shall be.
@@ -127,6 +132,7 @@ pub struct Vm {
     bell: Bell,
     fd: Arc<VmFd>,
     run_control: RunControl,
+    clock: Clock,
 }
 
 impl Vm {
@@ -151,13 +157,21 @@ impl Vm {
             let (fd, ram, vcpus) = make::machine(&kvm, &guest, &options, cpuid.address_bits())?;
             Ok::<_, VmError>((fd, ram, vcpus, cpuid, probe.join().unwrap_or_default()))
         })?;
-        let tsc_khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0);
-        if let Some(khz) = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).filter(|khz| *khz != 0) {
-            cpuid.set_tsc_khz(khz);
+        let (fd, run_control) = (Arc::new(fd), RunControl::new(vcpus.len()));
+        let kind = GuestKind { ours: guest.is_ours(), chaos_time: options.chaos.is_some() && options.vcpus == 1 };
+        let plan = clock::plan::Plan::make(&kvm, &options.clock, &vcpus, kind)?;
+        let tsc_khz = plan.counter_khz();
+        if plan.told_khz() != 0 {
+            cpuid.set_tsc_khz(plan.told_khz());
         }
-        let cmdline = kernel_cmdline(&guest, &options, &quirks.to_string());
+        let mut cmdline = kernel_cmdline(&guest, &options, &quirks.to_string());
+        if let Some(key) = plan.kernel_key().filter(|_| guest.is_ours()) {
+            cmdline = format!("{key} {cmdline}");
+        }
+        let clock = plan.start(ram.clone(), &run_control, fd.clone(), &topology);
         let recorder = record(&options, &ram, &vcpus, &cmdline)?;
-        let built = devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref())?;
+        let built =
+            devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref(), clock.directory_listener())?;
         milestones.note("machine_made");
 
         if quirks.slow_ring0 && !guest.is_ours() {
@@ -172,7 +186,8 @@ impl Vm {
         Ok(Self {
             guest,
             options,
-            run_control: RunControl::new(vcpus.len()),
+            run_control,
+            clock,
             vcpus,
             buses: Arc::new(built.buses),
             devices: built.devices,
@@ -180,11 +195,12 @@ impl Vm {
             milestones,
             reader: Reader::new(ram.clone(), built.told.clone(), tsc_khz),
             told: built.told,
+            bell: built.bell,
             control,
             topology,
             ram,
             recorder,
-            fd: Arc::new(fd),
+            fd,
         })
     }
 
@@ -195,7 +211,6 @@ impl Vm {
 
     /// Starts it.
     fn disturb(&self, threads: &Threads) -> io::Result<Option<Disturber>> {
-            bell: built.bell,
         let Some(chaos) = self.disturbed() else { return Ok(None) };
         let targets = (0..).zip(threads.tids()).map(|(vcpu, tid)| Target { tid, apic_id: self.topology.apic_id(vcpu) });
         Disturber::start(chaos, self.fd.clone(), targets.collect(), self.told.clone()).map(Some)
@@ -241,6 +256,7 @@ impl Vm {
 
         drop(disturber);
         self.devices.interrupt();
+        self.bell.end();
         threads.stop();
         drop(control);
         let (end, mut hub) = result?;
@@ -256,7 +272,6 @@ impl Vm {
             if let GuestEvent::Milestone(hit) = event {
                 hub.milestones.hit(hit);
             }
-        self.bell.end();
         }
         hub.milestones.note("drained");
         let report = match &end {
@@ -276,6 +291,12 @@ impl Vm {
 }
 
 impl Vm {
+    /// What the guest's kernel is asked through.
+    fn mailbox(&self) -> Mailbox {
+        let interrupt = requests::interrupt_through(self.fd.clone());
+        Mailbox::new(self.bell.clone(), self.reader.clone(), self.ram.clone(), interrupt)
+    }
+
     /// What the control socket shows.
     fn machine(&self, threads: &Threads) -> Machine {
         let vcpus = (0u32..).zip(threads.published()).map(|(index, (tid, counts))| control::machine::VcpuThread {
@@ -291,14 +312,12 @@ impl Vm {
                 program: self.options.program.clone(),
             },
             start: Instant::now(),
-    /// What the guest's kernel is asked through.
-    fn mailbox(&self) -> Mailbox {
-        let interrupt = requests::interrupt_through(self.fd.clone());
-        Mailbox::new(self.bell.clone(), self.reader.clone(), self.ram.clone(), interrupt)
-    }
-
             vcpus: vcpus.collect(),
             reader: self.reader.clone(),
+            ram: self.ram.clone(),
+            mailbox: self.mailbox(),
+            run: Runs::new(self.run_control.clone()),
+            clock: self.clock.clone(),
         }
     }
 }
@@ -314,9 +333,6 @@ fn record(options: &Options, ram: &Ram, vcpus: &[VcpuFd], cmdline: &str) -> Resu
     let khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0);
     let policy = cmdline.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("policy="));
     let header = trace::Header {
-            ram: self.ram.clone(),
-            mailbox: self.mailbox(),
-            run: Runs::new(self.run_control.clone()),
         version: trace::VERSION,
         cpus: options.vcpus,
         tsc_khz: khz,

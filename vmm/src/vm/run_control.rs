@@ -4,9 +4,10 @@
 //! [`Paused`] lives, no vCPU is in the guest but those it has let go itself; several of them don't undo each other: the
 //! guest goes on when the last one is dropped; nothing here waits for a vCPU whose thread has ended.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
@@ -46,15 +47,30 @@ pub enum RunControlError {
     },
 }
 
+/// Who wants to know when the guest stands still as a whole, and when it goes on. Called by whoever pauses and resumes; pauses may
+/// overlap, then the calls nest.
+pub trait PauseListener: Send + Sync {
+    /// No vCPU is in the guest.
+    fn stopped(&self);
+    /// One of them is about to be, as far as this pause is concerned.
+    fn going_on(&self);
+}
+
 /// All vCPU threads of one machine.
 #[derive(Debug, Clone)]
 pub struct RunControl(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     seats: Box<[Arc<Seat>]>,
     /// How many [`Paused`] there are.
     holders: AtomicUsize,
+    listener: OnceLock<Box<dyn PauseListener>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("seats", &self.seats).field("holders", &self.holders).finish_non_exhaustive()
+    }
 }
 
 impl RunControl {
@@ -62,7 +78,13 @@ impl RunControl {
     /// first instruction.
     pub fn new(vcpus: usize) -> Self {
         let seats = (0..vcpus).map(|_| Arc::default()).collect();
-        Self(Arc::new(Shared { seats, holders: AtomicUsize::new(0) }))
+        Self(Arc::new(Shared { seats, holders: AtomicUsize::new(0), listener: OnceLock::new() }))
+    }
+
+    /// Tells `listener` of all pauses but brief ones from now on. The first one stays.
+    pub fn listen(&self, listener: Box<dyn PauseListener>) {
+        // A second one would be a defect of ours, and harmless.
+        let _ = self.0.listener.set(listener);
     }
 
     /// For the thread of vCPU `index`, see [`Seat::take`].
@@ -83,6 +105,14 @@ impl RunControl {
 
     /// Stops all vCPUs. When this returns they are out of the guest, with registers that may be read and changed.
     pub fn pause(&self) -> Result<Paused, RunControlError> {
+        let mut paused = self.pause_briefly()?;
+        paused.tells = true;
+        paused.tell();
+        Ok(paused)
+    }
+
+    /// The same for a change that takes microseconds, of which the [`PauseListener`] isn't told.
+    pub fn pause_briefly(&self) -> Result<Paused, RunControlError> {
         let paused = self.hold();
         let deadline = Instant::now() + PATIENCE;
         for (vcpu, seat) in self.0.seats.iter().enumerate() {
@@ -97,7 +127,7 @@ impl RunControl {
     fn hold(&self) -> Paused {
         self.0.holders.fetch_add(1, Ordering::Relaxed);
         self.0.seats.iter().for_each(|seat| seat.hold());
-        Paused { control: self.clone(), held: vec![true; self.0.seats.len()] }
+        Paused { control: self.clone(), held: vec![true; self.0.seats.len()], tells: false, told: false }
     }
 
     /// Ends all threads. May be called again, as a further kick.
@@ -113,6 +143,10 @@ pub struct Paused {
     control: RunControl,
     /// Which vCPUs this one holds.
     held: Vec<bool>,
+    /// The listener is told of it.
+    tells: bool,
+    /// And believes that the guest stands still because of it.
+    told: bool,
 }
 
 impl Paused {
@@ -137,9 +171,20 @@ impl Paused {
     pub fn release(&mut self, vcpu: usize) -> Result<(), RunControlError> {
         let held = self.held.get_mut(vcpu).ok_or(RunControlError::NoVcpu { vcpu })?;
         if std::mem::take(held) {
+            self.tell();
             self.seat(vcpu)?.release();
         }
         Ok(())
+    }
+
+    /// Tells the listener, if what this one holds has become all vCPUs or isn't any more.
+    fn tell(&mut self) {
+        let all = self.tells && self.held.iter().all(|held| *held);
+        if all != std::mem::replace(&mut self.told, all)
+            && let Some(listener) = self.control.0.listener.get()
+        {
+            if all { listener.stopped() } else { listener.going_on() }
+        }
     }
 
     /// Holds one vCPU again; returns when it is out of the guest.
@@ -149,7 +194,11 @@ impl Paused {
         if !std::mem::replace(held, true) {
             seat.hold();
         }
-        if seat.wait(Instant::now() + PATIENCE) { Ok(()) } else { Err(RunControlError::Busy { vcpu }) }
+        if !seat.wait(Instant::now() + PATIENCE) {
+            return Err(RunControlError::Busy { vcpu });
+        }
+        self.tell();
+        Ok(())
     }
 
     /// How many vCPUs there are.
@@ -167,6 +216,8 @@ impl Paused {
 
 impl Drop for Paused {
     fn drop(&mut self) {
+        self.tells = false;
+        self.tell();
         self.control.0.holders.fetch_sub(1, Ordering::Relaxed);
         let held = self.control.0.seats.iter().zip(&self.held).filter(|(_, held)| **held);
         held.for_each(|(seat, _)| seat.release());

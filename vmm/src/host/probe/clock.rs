@@ -3,15 +3,14 @@
 //! A return code of 0 proves nothing here (KVM_SET_TSC_KHZ above the host's rate succeeds on hosts that can't scale);
 //! each line compares what a guest reads in ring 0 and in ring 3 with what was asked for.
 
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr};
 use kvm_ioctls::Kvm;
 
 use super::ProbeError;
 use super::code::{Snippet, layout, slot};
 use super::guest::{CR4_TSD, Config, Ring, Stop, TinyGuest};
+use crate::clock::native;
 use crate::host::report::{Line, Status};
 
 const LIMIT: Duration = Duration::from_millis(200);
@@ -121,31 +120,40 @@ fn describe_jump(result: &Result<[bool; 2], ProbeError>) -> String {
     }
 }
 
-/// _IOW(KVMIO, 0xe1 and 0xe2, struct kvm_device_attr) (linux/kvm.h); on a vCPU, kvm-ioctls has them for arm64 only.
-const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
-const KVM_GET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee2;
+/// Moves a guest's counter ahead by the attribute.
+fn ahead(guest: &TinyGuest, _: u64) -> Result<(), ProbeError> {
+    let host = |error| ProbeError::Host { call: "KVM_VCPU_TSC_OFFSET", error };
+    let offset = native::offset(guest.vcpu()).map_err(host)?;
+    native::set_offset(guest.vcpu(), offset.wrapping_add(JUMP)).map_err(host)
+}
 
-/// Reads or writes the vCPU's TSC offset, according to `request`.
-fn tsc_offset(guest: &TinyGuest, request: libc::c_ulong, offset: &mut u64) -> Result<(), ProbeError> {
-    let attribute = kvm_device_attr {
-        flags: 0,
-        group: KVM_VCPU_TSC_CTRL,
-        attr: u64::from(KVM_VCPU_TSC_OFFSET),
-        addr: &raw mut *offset as u64,
+/// Whether a guest's counter runs at `khz` in both rings when KVM is told so; else what was seen instead.
+pub fn scaling_effect(kvm: &Kvm, khz: u32) -> Result<(), String> {
+    let tried = || -> Result<Result<(), String>, ProbeError> {
+        let mut guest = TinyGuest::new(kvm, Config::default())?;
+        if let Err(error) = guest.vcpu().set_tsc_khz(khz) {
+            return Ok(Err(format!("KVM_SET_TSC_KHZ is refused ({error})")));
+        }
+        let rings = [measure(&mut guest, Ring::Kernel)?, measure(&mut guest, Ring::User)?];
+        Ok(match rings.map(|seen| close(seen, f64::from(khz))) {
+            [true, true] => Ok(()),
+            _ => Err(format!(
+                "KVM_SET_TSC_KHZ is accepted, and RDTSC counts {:.0} kHz in ring 0, {:.0} kHz in ring 3",
+                rings[0], rings[1]
+            )),
+        })
     };
-    // SAFETY: both requests take a `kvm_device_attr`, and access 8 bytes at its `addr`, which is `offset`.
-    let result = unsafe { libc::ioctl(guest.vcpu().as_raw_fd(), request, &raw const attribute) };
-    let call = "KVM_VCPU_TSC_OFFSET";
-    if result < 0 { Err(ProbeError::Host { call, error: std::io::Error::last_os_error() }) } else { Ok(()) }
+    tried().unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// Whether an offset moves a guest's counter in both rings; else what was seen instead.
+pub fn offset_effect(kvm: &Kvm) -> Result<(), String> {
+    let seen = jumps(kvm, ahead);
+    if let Ok([true, true]) = seen { Ok(()) } else { Err(format!("the offset {}", describe_jump(&seen))) }
 }
 
 fn offset(kvm: &Kvm) -> Result<Line, ProbeError> {
-    let by_attribute = jumps(kvm, |guest, _| {
-        let mut offset = 0;
-        tsc_offset(guest, KVM_GET_DEVICE_ATTR, &mut offset)?;
-        offset = offset.wrapping_add(JUMP);
-        tsc_offset(guest, KVM_SET_DEVICE_ATTR, &mut offset)
-    });
+    let by_attribute = jumps(kvm, ahead);
     let by_msr = jumps(kvm, |guest, now| guest.set_msrs(&[(MSR_IA32_TSC, now + JUMP)]));
     let works = |result: &Result<[bool; 2], ProbeError>| matches!(result, Ok([true, true]));
     let status = if works(&by_attribute) { Status::Ok } else { Status::No };
