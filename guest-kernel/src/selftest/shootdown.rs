@@ -51,7 +51,7 @@ impl Shared {
         let _irq = IrqGuard::new();
         let before = self.phase.load(Ordering::Acquire);
         let Ok(first) = user::load_u32(ADDRESS) else { return false };
-        let end = time::now() + Nanos::from_micros(200);
+        let end = time::now() + Nanos::from_micros(100);
         while self.phase.load(Ordering::Acquire) == before && time::now() < end {
             core::hint::spin_loop();
         }
@@ -123,7 +123,7 @@ fn with_readers(f: impl FnOnce(&Shared) -> TestResult) -> TestResult {
 
 fn no_cpu_sees_an_unmapped_page() -> TestResult {
     with_readers(|s| {
-        for round in 2..100u64 {
+        for round in 2..26u64 {
             check!(s.space.map(ADDRESS, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
             // The frame that has just become free is taken for something else: what is seen through it is older than any round.
             let elsewhere = ELSEWHERE + round * PAGE_SIZE;
