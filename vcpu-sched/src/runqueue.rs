@@ -372,6 +372,18 @@ impl<E: Entity> RunQueue<E> {
         look_in_class!(self, current.sched().placed(), policy => policy.slice(current))
     }
 
+    /// Is nothing queued but tasks of the normal class? Then the next pick is one, and no [`event`](Self::event) is due.
+    #[inline(always)]
+    pub fn has_only_normal(&self) -> bool {
+        self.above == 0
+    }
+
+    /// [`slice`](Self::slice) of a task of the normal class, for who knows that it is one.
+    #[inline(always)]
+    pub fn normal_slice(&self, current: &E) -> Option<Nanos> {
+        normal!(&self.normal, policy => policy.slice(current))
+    }
+
     /// When [`event`](Self::event) must be called next. `None`: never, as things are.
     #[inline]
     pub fn next_event(&self) -> Option<Nanos> {

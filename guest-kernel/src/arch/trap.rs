@@ -113,8 +113,20 @@ fn exception(frame: &mut TrapFrame, fault: UserFault) {
 }
 
 /// Does what is left before ring 3 runs on. Returns with interrupts off.
-#[inline]
+#[inline(always)]
 pub fn leave_to_user(frame: &mut TrapFrame) {
+    instr::cli();
+    sched::preempt_if_needed();
+    if current().work.load(Ordering::Acquire) != 0 {
+        finish_work(frame);
+    }
+}
+
+/// Does what [`Task::work`](crate::task::Task::work) asks for. Called and left with interrupts off. Apart from
+/// [`leave_to_user`], so that a call that leaves nothing to be done doesn't save the registers that this needs.
+#[cold]
+#[inline(never)]
+fn finish_work(frame: &mut TrapFrame) {
     loop {
         instr::cli();
         sched::preempt_if_needed();

@@ -110,6 +110,8 @@ fn go_on(
     let was_idle = core::ptr::eq(prev, idle);
     // One ordinary task in, one out: the queue's figures stay as they are.
     let mut settled = left.queued && me.level.load(Ordering::Relaxed) == Level::NORMAL.get();
+    // The pick is an ordinary task, for which there is less to ask below.
+    let mut normal;
     let next = loop {
         if balance::realtime_waits() {
             settled = false;
@@ -117,6 +119,7 @@ fn go_on(
                 rq = unlocked(me, rq, prev, &mut left, |me, own| balance::pull_realtime(me, from, own));
             }
         }
+        normal = rq.has_only_normal();
         let Some(t) = rq.pick_next(now) else {
             settled = false;
             if cpu::count() == 1 {
@@ -156,9 +159,11 @@ fn go_on(
             if t.state.apply(Event::Pick).is_err() {
                 picked_wrongly(&t);
             }
-            me.level.store(place::level_of(&t).get(), Ordering::Relaxed);
+            let level = if normal { Level::NORMAL } else { place::level_of(&t) };
+            me.level.store(level.get(), Ordering::Relaxed);
             me.picked_at.store(tsc, Ordering::Relaxed);
-            me.timers.arm_slice(tick::next_look(me, &rq, Some(&t)), tsc);
+            let look = if normal { tick::first_look(me, &rq, &t, tsc) } else { tick::next_look(me, &rq, Some(&t)) };
+            me.timers.arm_slice(look, tsc);
             let next = Arc::into_raw(t.0);
             me.chosen.store(next.cast_mut(), Ordering::Relaxed);
             next

@@ -25,6 +25,12 @@ pub(super) fn next_look(cpu: &Cpu, rq: &Queue, running: Option<&TaskRef>) -> u64
     }
 }
 
+/// [`next_look`] for an ordinary task that was picked at the TSC value `picked` from a queue that holds only such.
+#[inline(always)]
+pub(super) fn first_look(cpu: &Cpu, rq: &Queue, running: &TaskRef, picked: u64) -> u64 {
+    rq.normal_slice(running).map_or(u64::MAX, |slice| picked.saturating_add(cpu.clock.span_ticks(slice)))
+}
+
 /// The timer has fired, or should have. Own CPU, interrupts off.
 pub fn timer(me: &Cpu) {
     let over = {

@@ -103,13 +103,13 @@ impl CpuTimers {
     #[inline]
     fn program(&self, tsc: u64, now: u64) {
         let programmed = self.programmed.load(Ordering::Relaxed);
-        if chaos::clock::on() {
-            // Nothing gets lost there, and what is due stays due until somebody looks.
-            self.programmed.store(programmed.min(tsc), Ordering::Relaxed);
-            return;
-        }
         // The second: that interrupt is pending, or lost.
         if tsc < programmed || programmed < now {
+            if chaos::clock::on() {
+                // Nothing gets lost there, and what is due stays due until somebody looks.
+                self.programmed.store(programmed.min(tsc), Ordering::Relaxed);
+                return;
+            }
             self.programmed.store(tsc, Ordering::Relaxed);
             apic::arm_timer(tsc);
         }

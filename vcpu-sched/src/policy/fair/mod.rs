@@ -381,7 +381,7 @@ impl<E: Entity> Policy<E> for Fair<E> {
         shorter && before(woken.sched().fair.deadline.get(), current.sched().fair.deadline.get())
     }
 
-    #[inline]
+    #[inline(always)]
     fn slice(&self, current: &E) -> Option<Nanos> {
         if self.is_empty() {
             return None;
