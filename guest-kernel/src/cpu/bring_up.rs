@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use vcpu_sched::ids::{CpuId, Nanos};
 
-use super::Cpu;
+use super::{Cpu, steal};
 use crate::arch::descriptors::vector;
 use crate::arch::features::{self, Features, has};
 use crate::arch::{apic, fpu, instr, trap};
@@ -107,6 +107,7 @@ fn init_this_cpu(cpu: &'static Cpu) {
     apic::init_this_cpu();
     trap::init_syscall();
     time::start_this_cpu(cpu);
+    steal::start_this_cpu(cpu);
     let tsc = time::tsc();
     cpu.picked_at.store(tsc, Ordering::Relaxed);
     cpu.picked_time.store(cpu.clock.at(tsc).0, Ordering::Relaxed);

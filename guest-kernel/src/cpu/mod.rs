@@ -6,6 +6,7 @@
 
 pub mod bring_up;
 pub mod shown;
+pub mod steal;
 pub mod topology;
 pub mod view;
 
@@ -20,11 +21,14 @@ use vcpu_sched::ids::CpuId;
 use vcpu_sched::placement::Level;
 use vcpu_sched::runqueue::PolicyKind;
 
+use self::steal::StealRecord;
 use crate::arch::descriptors::{Gdt, Tss};
 use crate::arch::instr;
+use crate::mm::PhysAddr;
 use crate::mm::address_space::AddressSpace;
 use crate::mm::frame::FrameCache;
 use crate::mm::heap::HeapCache;
+use crate::mm::layout::KERNEL_BASE;
 use crate::sched;
 use crate::sync::{IrqGuard, SpinLock};
 use crate::task::Task;
@@ -118,6 +122,8 @@ pub struct Cpu {
     pub stats: CpuStats,
     /// Its trace ring.
     pub trace: CpuTrace,
+    /// What the host took from it.
+    pub steal: StealRecord,
     /// Takes tasks.
     pub online: AtomicBool,
     frames: UnsafeCell<FrameCache>,
@@ -185,6 +191,7 @@ impl Cpu {
                 excursions: AtomicU64::new(0),
             },
             trace: CpuTrace::new(),
+            steal: StealRecord::new(),
             online: AtomicBool::new(false),
             frames: UnsafeCell::new(FrameCache::new()),
             heap: UnsafeCell::new(HeapCache::new()),
@@ -225,6 +232,12 @@ impl Cpu {
         // SAFETY: written by this CPU's assembly; a volatile read sees the present value.
         unsafe { core::ptr::read_volatile(&raw const self.excursion_rsp) != 0 }
     }
+}
+
+/// Guest-physical address of a [`Cpu`], or of something in it.
+fn physical(virt: u64) -> PhysAddr {
+    // The boot CPU's data is part of the image, the others' lie in the heap.
+    if virt >= KERNEL_BASE { PhysAddr::from_image(virt) } else { PhysAddr::from_direct(virt) }
 }
 
 /// This CPU.

@@ -5,10 +5,8 @@ use core::mem::offset_of;
 use vcpu_sched::directory::{Entry, EntryKind};
 use vcpu_sched::taskview::{ABSENT, CpuField, MAX_FIELDS};
 
-use super::Cpu;
+use super::{Cpu, physical};
 use crate::directory;
-use crate::mm::PhysAddr;
-use crate::mm::layout::KERNEL_BASE;
 
 /// Offsets by field number.
 pub const FIELDS: [u16; MAX_FIELDS] = {
@@ -33,13 +31,10 @@ const _: () = assert!(size_of::<Cpu>() < ABSENT as usize, "offsets are 16 bits w
 /// Lists all CPUs in the directory. Boot CPU, when all are up and before the directory is published.
 pub fn show() {
     for cpu in super::all() {
-        let virt = core::ptr::from_ref(cpu) as u64;
-        // The boot CPU's data is part of the image, the others' lie in the heap.
-        let phys = if virt >= KERNEL_BASE { PhysAddr::from_image(virt) } else { PhysAddr::from_direct(virt) };
         directory::add(Entry {
             kind: EntryKind::Cpu as u32,
             index: cpu.id.0,
-            address: phys.0,
+            address: physical(core::ptr::from_ref(cpu) as u64).0,
             len: size_of::<Cpu>() as u64,
             extra: 0,
         });

@@ -64,7 +64,7 @@ pub fn print() {
         let s = &c.stats;
         let v = |c: &AtomicU64| c.load(Ordering::Relaxed);
         report(format_args!(
-            "stats: cpu {} switches {} faults {} syscalls {} timer_interrupts {} reschedule_ipis {} shootdown_ipis {} excursions {}",
+            "stats: cpu {} switches {} faults {} syscalls {} timer_interrupts {} reschedule_ipis {} shootdown_ipis {} excursions {} steal_us {}",
             c.id,
             v(&s.switches),
             v(&s.faults),
@@ -72,7 +72,8 @@ pub fn print() {
             v(&s.timer_interrupts),
             v(&s.reschedule_ipis),
             v(&s.shootdown_ipis),
-            v(&s.excursions)
+            v(&s.excursions),
+            c.steal.stolen().0 / 1000
         ));
     }
     let now = time::now();

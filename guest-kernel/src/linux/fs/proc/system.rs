@@ -164,13 +164,15 @@ fn up_ticks() -> u64 {
 
 fn stat(out: &mut Out) {
     let up = up_ticks();
-    let busy = |idle: u64| up.saturating_sub(idle);
+    let stolen_ticks = |c: &cpu::Cpu| times::clock_ticks(c.steal.stolen().0);
     let idle: u64 = cpu::all().map(idle_ticks).sum();
+    let steal: u64 = cpu::all().map(stolen_ticks).sum();
     let all = up * u64::from(cpu::count());
-    line(out, format_args!("cpu  {} 0 0 {idle} 0 0 0 0 0 0", all.saturating_sub(idle)));
+    line(out, format_args!("cpu  {} 0 0 {idle} 0 0 0 {steal} 0 0", all.saturating_sub(idle + steal)));
     for c in cpu::all() {
-        let idle = idle_ticks(c);
-        line(out, format_args!("cpu{} {} 0 0 {idle} 0 0 0 0 0 0", c.id.0, busy(idle)));
+        let (idle, steal) = (idle_ticks(c), stolen_ticks(c));
+        let busy = up.saturating_sub(idle + steal);
+        line(out, format_args!("cpu{} {busy} 0 0 {idle} 0 0 0 {steal} 0 0", c.id.0));
     }
     let sum = |f: fn(&cpu::CpuStats) -> u64| cpu::all().map(|c| f(&c.stats)).sum::<u64>();
     line(out, format_args!("intr {}", sum(|s| s.timer_interrupts.load(Ordering::Relaxed))));
