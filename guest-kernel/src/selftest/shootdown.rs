@@ -51,7 +51,7 @@ impl Shared {
         let _irq = IrqGuard::new();
         let before = self.phase.load(Ordering::Acquire);
         let Ok(first) = user::load_u32(ADDRESS) else { return false };
-        let end = time::now() + Nanos::from_micros(100);
+        let end = time::now() + Nanos::from_millis(3);
         while self.phase.load(Ordering::Acquire) == before && time::now() < end {
             core::hint::spin_loop();
         }
