@@ -11,6 +11,7 @@ use toml_writer::{ToTomlValue, TomlStringBuilder};
 use crate::archive::build::Builder;
 use crate::archive::parse::{self, Entry};
 use crate::archive::{Archive, ArchiveError};
+use crate::boot::builtin::BuiltIn;
 use crate::boot::kernel::{Kernel, KernelError};
 use crate::config::{Config, ConsoleChoice};
 use crate::end::EXIT_VMM;
@@ -101,7 +102,7 @@ impl Guest {
     pub fn assemble(config: &Config, term: Option<&str>) -> Result<Self, GuestError> {
         let kernel = match &config.kernel {
             Some(path) => Kernel::open(path)?,
-            None => Kernel::embedded(builtin_kernel().ok_or(GuestError::NoKernel)?)?,
+            None => Kernel::built_in(BuiltIn::get().ok_or(GuestError::NoKernel)?)?,
         };
         let ours = kernel.is_ours();
         let archive = archive(config, ours, term)?;
@@ -128,16 +129,6 @@ impl Guest {
     pub fn is_ours(&self) -> bool {
         self.kernel.is_ours()
     }
-}
-
-#[cfg(feature = "embedded-kernel")]
-fn builtin_kernel() -> Option<&'static [u8]> {
-    Some(taskvisor_resources::KERNEL_ELF)
-}
-
-#[cfg(not(feature = "embedded-kernel"))]
-fn builtin_kernel() -> Option<&'static [u8]> {
-    None
 }
 
 /// The user's archive, then his files, then the program and the start list; `None` if there is nothing of that.

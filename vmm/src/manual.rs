@@ -31,7 +31,8 @@ mod tests {
 
     /// The command's page name, and those of all below it.
     fn names(command: &Command, above: &str, all: &mut Vec<(String, Command)>) {
-        let name = if above.is_empty() { command.get_name().to_owned() } else { format!("{above}-{}", command.get_name()) };
+        let name =
+            if above.is_empty() { command.get_name().to_owned() } else { format!("{above}-{}", command.get_name()) };
         for inner in command.get_subcommands() {
             names(inner, &name, all);
         }

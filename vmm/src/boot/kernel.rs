@@ -16,6 +16,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSymbol, ReadCache, ReadRef, SymbolKind};
 use vm_memory::GuestAddress;
 
+use super::builtin::BuiltIn;
 use crate::memory::{HIGH_RAM_START, Ram, low_end};
 
 /// `XEN_ELFNOTE_PHYS32_ENTRY` (xen/include/public/elfnote.h).
@@ -81,7 +82,7 @@ pub enum KernelError {
 /// A place that kernel bytes come from.
 #[derive(Debug)]
 enum Source {
-    Embedded(&'static [u8]),
+    BuiltIn(BuiltIn),
     File(File),
 }
 
@@ -161,13 +162,13 @@ impl Kernel {
     }
 
     /// A kernel that is part of this program.
-    pub fn embedded(image: &'static [u8]) -> Result<Self, KernelError> {
-        Self::inspect(PathBuf::from("(built in)"), Source::Embedded(image))
+    pub fn built_in(image: BuiltIn) -> Result<Self, KernelError> {
+        Self::inspect(PathBuf::from("(built in)"), Source::BuiltIn(image))
     }
 
     fn inspect(path: PathBuf, source: Source) -> Result<Self, KernelError> {
         let (format, ours) = match &source {
-            Source::Embedded(bytes) => examine(&path, *bytes)?,
+            Source::BuiltIn(image) => examine(&path, &**image)?,
             Source::File(file) => examine(&path, &ReadCache::new(file))?,
         };
         Ok(Self { path, source, format, ours })
@@ -196,7 +197,7 @@ impl Kernel {
     /// Copies the kernel to `out`, for `taskvisor image`.
     pub fn write_to(&self, out: &mut impl io::Write) -> io::Result<u64> {
         match &self.source {
-            Source::Embedded(bytes) => out.write_all(bytes).map(|()| bytes.len() as u64),
+            Source::BuiltIn(image) => out.write_all(image).map(|()| image.len() as u64),
             Source::File(file) => {
                 let mut file = file;
                 file.seek(SeekFrom::Start(0))?;
@@ -208,7 +209,11 @@ impl Kernel {
     /// Reads the kernel's segments into guest memory.
     pub fn load(&self, ram: &Ram) -> Result<Loaded, KernelError> {
         let result = match &self.source {
-            Source::Embedded(bytes) => self.load_from(ram, &mut Cursor::new(*bytes)),
+            Source::BuiltIn(image) => {
+                let result = self.load_from(ram, &mut Cursor::new(&**image));
+                image.forget();
+                result
+            }
             Source::File(file) => file
                 .try_clone()
                 .map_err(|source| KernelError::Read { path: self.path.clone(), source })
@@ -263,7 +268,7 @@ impl Kernel {
     /// The function that holds `address`, and how far into it; `None` without a symbol table.
     pub fn symbol(&self, address: u64) -> Option<(String, u64)> {
         match &self.source {
-            Source::Embedded(bytes) => symbol_in(*bytes, address),
+            Source::BuiltIn(image) => symbol_in(&**image, address),
             Source::File(file) => symbol_in(&ReadCache::new(file), address),
         }
     }

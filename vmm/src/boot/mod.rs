@@ -4,6 +4,7 @@
 //! KVM's structures, and nothing here holds a KVM file descriptor.
 
 pub mod acpi;
+pub mod builtin;
 pub mod bzimage;
 pub mod cpuid;
 pub mod kernel;

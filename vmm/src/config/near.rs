@@ -36,7 +36,8 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, distance) in [("", "", 0), ("a", "", 1), ("", "ab", 2), ("kitten", "sitting", 3), ("cpu", "cpus", 1)] {
+        for (a, b, distance) in [("", "", 0), ("a", "", 1), ("", "ab", 2), ("kitten", "sitting", 3), ("cpu", "cpus", 1)]
+        {
             assert_eq!(edits(a.as_bytes(), b.as_bytes()), distance, "{a} {b}");
         }
     }

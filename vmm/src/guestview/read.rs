@@ -31,6 +31,15 @@ impl Places {
         }
     }
 
+    /// The CPUs there are, as far as a task's affinity tells of them. With none listed nothing is known, and all may be there.
+    fn present(&self) -> u64 {
+        let bits = self.cpus.iter().filter_map(|(index, _)| 1u64.checked_shl(*index));
+        match bits.fold(0, |all, bit| all | bit) {
+            0 => u64::MAX,
+            all => all,
+        }
+    }
+
     /// A pointer of the guest kernel as guest-physical address; `None` if it can't be one.
     fn physical(&self, pointer: u64) -> Option<u64> {
         let address = pointer.checked_sub(self.direct_map)?;
@@ -48,7 +57,7 @@ impl Reader {
         // Acquire, as all fences here: the lists are read between the two looks at the generation.
         fence(Ordering::Acquire);
 
-        let now = places.clock.ticks();
+        let (now, present) = (places.clock.ticks(), places.present());
         let (pointers, left_out) = self.pointers(&table)?;
         let mut by_pointer = HashMap::with_capacity(pointers.len());
         let mut tasks = Vec::with_capacity(pointers.len());
@@ -59,7 +68,7 @@ impl Reader {
             }
             let address = places.physical(pointer)?;
             self.bytes("task", address, &mut buffer).ok()?;
-            let task = Task::read(table.task(&buffer), address, &places.clock)?;
+            let task = Task::read(table.task(&buffer), address, &places.clock, present)?;
             by_pointer.insert(pointer, tasks.len());
             tasks.push(task);
             Some(tasks.len() - 1)

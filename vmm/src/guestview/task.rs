@@ -122,8 +122,8 @@ pub struct Task {
 }
 
 impl Task {
-    /// From a task's bytes. `None` if this kernel doesn't even tell numbers.
-    pub(super) fn read(record: Record<'_>, address: u64, clock: &GuestClock) -> Option<Self> {
+    /// From a task's bytes, on a machine with the CPUs `present`. `None` if this kernel doesn't even tell numbers.
+    pub(super) fn read(record: Record<'_>, address: u64, clock: &GuestClock, present: u64) -> Option<Self> {
         let get = |field| record.task_field(field);
         let small = |field| get(field).and_then(|value| u8::try_from(value).ok());
         let number = |field| get(field).unwrap_or(0);
@@ -161,7 +161,9 @@ impl Task {
             policy: small(TaskField::Policy).map(policy_name),
             priority: small(TaskField::Priority),
             nice: small(TaskField::Nice).map(|nice| nice as i8),
-            affinity: get(TaskField::Affinity).map(|word| CpuMask::from_le_bytes(&word.to_le_bytes()).to_string()),
+            // A task that may run anywhere has all bits set, CPUs that aren't there included.
+            affinity: get(TaskField::Affinity)
+                .map(|word| CpuMask::from_le_bytes(&(word & present).to_le_bytes()).to_string()),
             run_ns: get(TaskField::RunNanos).unwrap_or_else(|| clock.nanos(number(TaskField::RunTicks))),
             wait_ns: get(TaskField::WaitNanos),
             sleep_ns: get(TaskField::SleepNanos),

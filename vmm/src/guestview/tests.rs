@@ -86,6 +86,7 @@ fn guest(count: u64) -> Reader {
         put_u64(&reader, task(n) + at(TaskField::WaitReason), vcpu_sched::events::WaitReason::Poll as u64);
         put_u64(&reader, task(n) + at(TaskField::RunNanos), 100 * n);
         put_u64(&reader, task(n) + at(TaskField::Nice), 0xff);
+        put_u64(&reader, task(n) + at(TaskField::Affinity), u64::MAX);
     }
     put_u64(&reader, task(0) + at(TaskField::State), 2);
     put_u64(&reader, CPU + 8 * CpuField::Current as u64, DIRECT_MAP + task(0));
@@ -101,6 +102,7 @@ fn tasks_and_cpus_are_read() {
     assert_eq!((second.id, second.name.as_str(), second.state), (2, "task 1", TaskState::Blocked));
     assert_eq!((second.waits_for.as_deref(), second.run_ns, second.nice), (Some("poll"), 100, Some(-1)));
     assert_eq!(second.address, task(1));
+    assert_eq!(second.affinity.as_deref(), Some("0"), "CPUs that there are");
     assert_eq!(snapshot.current(0).map(|task| task.id), Some(1));
 }
 
