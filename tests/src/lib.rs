@@ -10,6 +10,7 @@ pub mod prereq;
 pub mod pty;
 pub mod qemu;
 pub mod run;
+pub mod running;
 pub mod selftest;
 pub mod serial;
 pub mod temp;

@@ -1,82 +1,14 @@
 //! A running guest seen from outside: the control socket, `ctl` and `top`, over tasks that compute and tasks that sleep.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use taskvisor_tests::guest::{program, taskvisor};
 use taskvisor_tests::pty::Terminal;
+use taskvisor_tests::running::{Running, find};
 use taskvisor_tests::{Guest, Outcome, Run, TempDir, prereq, serial};
-
-/// A guest that runs until the test is done with it.
-struct Running {
-    vmm: Child,
-    dir: TempDir,
-}
-
-impl Running {
-    /// Two shells that compute and a program that sleeps, on `vcpus` vCPUs; comes back when all of them are there.
-    fn start(vcpus: u32) -> Option<Self> {
-        let busybox = prereq::busybox().filter(|_| prereq::kvm_or_left_out())?;
-        let dir = TempDir::new();
-        let mut command = Command::new(taskvisor());
-        command
-            .args(["run", "--timeout", "180s", "--vcpus", &vcpus.to_string(), "--control"])
-            .arg(dir.path().join("control"));
-        command.arg("--").arg(busybox).args(["sh", "-c", "sleep 1000 & (while :; do :; done) & while :; do :; done"]);
-        let vmm = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        let running = Self { vmm, dir };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let outcome = running.ctl(["tasks", "--json"]);
-            let there = |list: Value| {
-                let sleepers = find(&list, "sleep");
-                sleepers.len() == 1 && sleepers[0]["state"] == "blocked" && find(&list, "busybox").len() == 2
-            };
-            if outcome.code() == 0 && serde_json::from_str(&outcome.text()).is_ok_and(there) {
-                return Some(running);
-            }
-            assert!(Instant::now() < deadline, "the guest's tasks did not come: {}", outcome.text());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("control")
-    }
-
-    fn ctl<const N: usize>(&self, args: [&str; N]) -> Outcome {
-        Run::new(taskvisor())
-            .arg("ctl")
-            .arg("--control")
-            .arg(self.socket())
-            .args(args)
-            .limit(Duration::from_secs(30))
-            .run()
-    }
-
-    fn json<const N: usize>(&self, args: [&str; N]) -> Value {
-        let outcome = self.ctl(args);
-        outcome.expect_code(0);
-        serde_json::from_str(&outcome.text()).expect("ctl --json prints JSON")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // SAFETY: our own child, which has not been waited for.
-        unsafe { libc::kill(self.vmm.id() as i32, libc::SIGTERM) };
-        let _ = self.vmm.wait();
-        if !std::thread::panicking() {
-            assert!(!self.socket().exists(), "the socket's file should go with the VMM");
-        }
-    }
-}
-
-fn find<'a>(tasks: &'a Value, name: &str) -> Vec<&'a Value> {
-    tasks.as_array().into_iter().flatten().filter(|task| task["name"] == name).collect()
-}
 
 #[test]
 fn tasks_are_listed_with_what_they_do() {
@@ -114,14 +46,14 @@ fn vcpus_are_named_with_their_threads_and_tasks() {
     assert_eq!(list.len(), 2);
     for (index, vcpu) in list.iter().enumerate() {
         assert_eq!(vcpu["index"], index);
-        let comm = format!("/proc/{}/task/{}/comm", running.vmm.id(), vcpu["tid"]);
+        let comm = format!("/proc/{}/task/{}/comm", running.pid(), vcpu["tid"]);
         let comm = std::fs::read_to_string(&comm).unwrap_or_else(|e| panic!("{comm}: {e}"));
         assert_eq!(comm.trim_end(), format!("vcpu{index}"));
         assert!(vcpu["affinity"].is_string() && vcpu["exits"]["total"].as_u64() > Some(0), "{vcpu:#}");
         assert!(vcpu["current"]["id"].is_u64(), "a CPU always runs something: {vcpu:#}");
     }
     let vm = running.json(["vm", "--json"]);
-    assert_eq!((&vm["pid"], &vm["vcpus"]), (&running.vmm.id().into(), &2.into()));
+    assert_eq!((&vm["pid"], &vm["vcpus"]), (&running.pid().into(), &2.into()));
     running.ctl(["vcpus"]).expect_code(0).expect_stdout("vcpu1");
     running.ctl(["tasks"]).expect_code(0).expect_stdout("busybox");
 }

@@ -1,0 +1,115 @@
+//! A guest that runs beside a test, seen and driven through its control socket.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::guest::taskvisor;
+use crate::run::HARD_LIMIT;
+use crate::{Outcome, Run, TempDir, prereq};
+
+/// A guest that runs until the test is done with it.
+#[derive(Debug)]
+pub struct Running {
+    vmm: Child,
+    dir: TempDir,
+}
+
+impl Running {
+    /// Two shells that compute and a program that sleeps, on `vcpus` vCPUs; comes back when all of them are there.
+    pub fn start(vcpus: u32) -> Option<Self> {
+        let busybox = prereq::busybox().filter(|_| prereq::kvm_or_left_out())?;
+        let dir = TempDir::new();
+        let mut command = Command::new(taskvisor());
+        command
+            .args(["run", "--timeout", "180s", "--vcpus", &vcpus.to_string(), "--control"])
+            .arg(dir.path().join("control"));
+        command.arg("--").arg(busybox).args(["sh", "-c", "sleep 1000 & (while :; do :; done) & while :; do :; done"]);
+        let vmm = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let running = Self { vmm, dir };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let outcome = running.ctl(["tasks", "--json"]);
+            let there = |list: Value| {
+                let sleepers = find(&list, "sleep");
+                sleepers.len() == 1 && sleepers[0]["state"] == "blocked" && find(&list, "busybox").len() == 2
+            };
+            if outcome.code() == 0 && serde_json::from_str(&outcome.text()).is_ok_and(there) {
+                return Some(running);
+            }
+            assert!(Instant::now() < deadline, "the guest's tasks did not come: {}", outcome.text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// Runs `taskvisor ctl` with these arguments.
+    pub fn ctl<const N: usize>(&self, args: [&str; N]) -> Outcome {
+        self.ctl_all(&args)
+    }
+
+    /// As [`Running::ctl`], with any number of them.
+    pub fn ctl_all(&self, args: &[&str]) -> Outcome {
+        let run = Run::new(taskvisor()).arg("ctl").arg("--control").arg(self.socket()).args(args);
+        run.limit(HARD_LIMIT).run()
+    }
+
+    /// What `ctl` prints, parsed.
+    pub fn json<const N: usize>(&self, args: [&str; N]) -> Value {
+        let outcome = self.ctl(args);
+        outcome.expect_code(0);
+        serde_json::from_str(&outcome.text()).expect("ctl --json prints JSON")
+    }
+}
+
+impl Running {
+    /// Process id of the VMM.
+    pub fn pid(&self) -> u32 {
+        self.vmm.id()
+    }
+
+    /// Waits for the VMM's end, which something else brings about; its exit code, or 128 and the signal that ended it.
+    pub fn wait(&mut self) -> i32 {
+        let status = self.vmm.wait().expect("our own child");
+        status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("it has ended")
+    }
+
+    /// Asks over and over until `seen` is content with what `ctl` prints. For what has no event to wait for.
+    #[track_caller]
+    pub fn until<const N: usize>(&self, args: [&str; N], seen: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + HARD_LIMIT;
+        loop {
+            let now = self.json(args);
+            if seen(&now) {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "{args:?} never came to show it: {now:#}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.vmm.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // SAFETY: our own child, which has not been waited for.
+            unsafe { libc::kill(self.vmm.id() as i32, libc::SIGTERM) };
+            let _ = self.vmm.wait();
+        }
+        if !std::thread::panicking() {
+            assert!(!self.socket().exists(), "the socket's file should go with the VMM");
+        }
+    }
+}
+
+/// The tasks of this name in a list.
+pub fn find<'a>(tasks: &'a Value, name: &str) -> Vec<&'a Value> {
+    tasks.as_array().into_iter().flatten().filter(|task| task["name"] == name).collect()
+}
