@@ -235,20 +235,23 @@ impl Fleet {
         findings.checked(Invariant::PriorityOrder);
         let Some(inversion) = cpu.inversion.take() else { return };
         let lasted = time - inversion.since - (cpu.stolen - inversion.stolen_before);
-        if lasted > if cpu.kicked || inversion.kicked { kicked } else { lower_class } {
+        let limit = if cpu.kicked || inversion.kicked { kicked } else { lower_class };
+        if lasted > limit {
             let task: Option<TaskId> = cpu.current.task();
-            findings.violated(Invariant::PriorityOrder, (time, id), task.as_slice(), || {
+            findings.late(Invariant::PriorityOrder, (time, id), lasted - limit, task.as_slice(), || {
                 format!("CPU {id} ran lower classes for {} ns beside a queued stop or real-time task", lasted.0)
             });
         }
     }
 
-    /// CPUs that have been idle for long beside something that waits since `since`.
-    pub(super) fn idle_beside(&self, since: Nanos, time: Nanos, grace: Nanos) -> impl Iterator<Item = CpuId> {
+    /// CPUs that have been idle for too long beside something that waits since `since`, and by how much.
+    pub(super) fn idle_beside(&self, since: Nanos, time: Nanos, grace: Nanos) -> impl Iterator<Item = (CpuId, Nanos)> {
         let idle = self.idle.iter().take_while(move |&&(idle, _)| idle + grace < time);
-        idle.map(|&(_, cpu)| cpu).filter(move |cpu| {
-            let limit = |cpu: &CpuState| if cpu.kicked { self.options.kicked.max(grace) } else { grace };
-            self.cpus.get(cpu).is_some_and(|cpu| cpu.beside(since, time) > limit(cpu))
+        idle.filter_map(move |&(_, id)| {
+            let cpu = self.cpus.get(&id)?;
+            let limit = if cpu.kicked { self.options.kicked.max(grace) } else { grace };
+            let beside = cpu.beside(since, time);
+            (beside > limit).then(|| (id, beside - limit))
         })
     }
 
@@ -265,8 +268,12 @@ impl Fleet {
     }
 
     fn overdue(&self, idle: CpuId, since: Nanos, time: Nanos) -> bool {
-        let limit = |cpu: &CpuState| if cpu.kicked { self.options.kicked } else { self.options.elsewhere };
-        self.cpus.get(&idle).is_some_and(|cpu| cpu.beside(since, time) > limit(cpu))
+        self.cpus.get(&idle).is_some_and(|cpu| cpu.beside(since, time) > self.patience(cpu))
+    }
+
+    /// How long a CPU may idle beside another's queue.
+    fn patience(&self, cpu: &CpuState) -> Nanos {
+        if cpu.kicked { self.options.kicked } else { self.options.elsewhere }
     }
 
     fn idle_ends(&mut self, id: CpuId, time: Nanos, findings: &mut Findings) {
@@ -289,15 +296,19 @@ impl Fleet {
         let Options { own_queue, kicked, .. } = self.options;
         let cpu = self.get(id);
         let beside = cpu.beside(cpu.queued_since, time);
-        let holds = !waiting || beside <= if cpu.kicked { kicked } else { own_queue };
-        findings.check(Invariant::NoIdleBesideWork, holds, (time, id), &[], || {
-            format!("CPU {id} has been idle for {} ns beside its own queue", beside.0)
-        });
+        let limit = if cpu.kicked { kicked } else { own_queue };
+        findings.checked(Invariant::NoIdleBesideWork);
+        if waiting && beside > limit {
+            findings.late(Invariant::NoIdleBesideWork, (time, id), beside - limit, &[], || {
+                format!("CPU {id} has been idle for {} ns beside its own queue", beside.0)
+            });
+        }
     }
 
-    fn report(&mut self, idle: CpuId, queue: CpuId, since: Nanos, time: Nanos, findings: &mut Findings) {
-        let beside = self.get(idle).beside(since, time);
-        findings.violated(Invariant::NoIdleBesideWork, (time, idle), &[], || {
+    fn report(&self, idle: CpuId, queue: CpuId, since: Nanos, time: Nanos, findings: &mut Findings) {
+        let Some(cpu) = self.cpus.get(&idle) else { return };
+        let beside = cpu.beside(since, time);
+        findings.late(Invariant::NoIdleBesideWork, (time, idle), beside - self.patience(cpu), &[], || {
             format!(
                 "CPU {idle} has been idle for {} ns while the queue of CPU {queue} was never without a task that it could have run",
                 beside.0

@@ -1,5 +1,6 @@
 //! The invariants by name, how often each was looked at, and what was found. Filled by [`super::rules`], read by whoever prints it.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -160,12 +161,25 @@ pub(super) struct Findings {
     first_gaps: Vec<Violation>,
     kept: u32,
     history: History,
+    /// What is a violation unless the CPU's next record of stolen time explains it, by CPU.
+    suspicions: BTreeMap<CpuId, Vec<Suspicion>>,
+}
+
+/// A CPU was late by `excess`. It may have had no host CPU meanwhile: that is told when the host has been asked, which is later.
+#[derive(Debug)]
+struct Suspicion {
+    excess: Nanos,
+    violation: Violation,
 }
 
 impl Findings {
+    /// At most so many of a CPU wait to be explained; all others count at once.
+    const SUSPICIONS: usize = 256;
+
     pub(super) fn new(kept: u32) -> Self {
         let tallies = Invariant::ALL.map(|invariant| Tally { invariant, checked: 0, violations: 0 });
-        Self { tallies, first: Vec::new(), gaps: 0, first_gaps: Vec::new(), kept, history: History::new() }
+        let (first, first_gaps, history, suspicions) = (Vec::new(), Vec::new(), History::new(), BTreeMap::new());
+        Self { tallies, first, gaps: 0, first_gaps, kept, history, suspicions }
     }
 
     /// The record that is looked at from now on.
@@ -205,6 +219,49 @@ impl Findings {
         if tally.violations <= u64::from(self.kept) {
             let around = self.history.about(cpu, tasks);
             self.first.push(Violation { invariant, time, cpu, tasks: tasks.into(), what: what(), around });
+        }
+    }
+
+    /// A CPU was late by `excess`: a violation, if the CPU's next record of stolen time tells of less.
+    pub(super) fn late(
+        &mut self,
+        invariant: Invariant,
+        (time, cpu): (Nanos, CpuId),
+        excess: Nanos,
+        tasks: &[TaskId],
+        what: impl FnOnce() -> String,
+    ) {
+        let around = self.history.about(cpu, tasks);
+        let violation = Violation { invariant, time, cpu, tasks: tasks.into(), what: what(), around };
+        let waiting = self.suspicions.entry(cpu).or_default();
+        if waiting.len() < Self::SUSPICIONS {
+            waiting.push(Suspicion { excess, violation });
+        } else {
+            self.found(violation);
+        }
+    }
+
+    /// The host has kept the CPU from running for so long, since it was last asked.
+    pub(super) fn stolen(&mut self, cpu: CpuId, time: Nanos) {
+        for Suspicion { excess, violation } in self.suspicions.remove(&cpu).into_iter().flatten() {
+            if excess > time {
+                self.found(violation);
+            }
+        }
+    }
+
+    /// The trace is over: nothing explains the rest.
+    pub(super) fn settle_suspicions(&mut self) {
+        let mut rest: Vec<_> = core::mem::take(&mut self.suspicions).into_values().flatten().collect();
+        rest.sort_by_key(|suspicion| suspicion.violation.time);
+        rest.into_iter().for_each(|suspicion| self.found(suspicion.violation));
+    }
+
+    fn found(&mut self, violation: Violation) {
+        let tally = &mut self.tallies[violation.invariant as usize];
+        tally.violations += 1;
+        if tally.violations <= u64::from(self.kept) {
+            self.first.push(violation);
         }
     }
 

@@ -32,7 +32,8 @@
 //! - Affinity is known from a task's first [`Kind::Affinity`](crate::events::Kind::Affinity) record on. Until then a task
 //!   may run anywhere, but no *other* CPU is held to be idle beside it.
 //! - `no_idle_beside_work` and `priority_order` give the machine time, see [`Options`]: an interrupt travels, and the host may keep a
-//!   vCPU from running. Time that is known to be stolen or paused doesn't count. A deadline task may be out of budget, which no
+//!   vCPU from running. Time that is known to be stolen or paused doesn't count: what the host took is told when it has been
+//!   asked, so a CPU that seems to be late is held to be so only if its next record of stolen time doesn't explain it. A deadline task may be out of budget, which no
 //!   record shows, and is given its own time.
 //! - A task that waits in the queue of a busy CPU beside an idle one is seen in two ways: the task has been queued for too long; or
 //!   that queue was never without an unrestricted task for too long, even if not with the same one.

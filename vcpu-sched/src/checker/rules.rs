@@ -113,7 +113,10 @@ impl Rules {
                 self.fleet.set(record.cpu, Current::Idle(task), Rank::IDLE, record.time, &mut self.findings);
             }
             Kind::Online if r.flags == 0 => self.forget_cpu(record),
-            Kind::Steal | Kind::VcpuSteal => cpu.steal(Nanos(r.a)),
+            Kind::Steal | Kind::VcpuSteal => {
+                cpu.steal(Nanos(r.a));
+                self.findings.stolen(record.cpu, Nanos(r.a));
+            }
             Kind::VcpuPause => cpu.pause(record.time, r.flags != 0),
             Kind::Lost => {
                 cpu.lost = cpu.lost.saturating_add(r.a);
@@ -366,21 +369,29 @@ impl Rules {
         if task.affinity.known().is_some() {
             let grace = if deadline { throttled } else { elsewhere };
             let mut idle = self.fleet.idle_beside(since, time, grace);
-            let found = idle.find(|&cpu| cpu != queue && task.affinity.allows(cpu) == Some(true));
+            let found = idle.find(|&(cpu, _)| cpu != queue && task.affinity.allows(cpu) == Some(true));
             drop(idle);
-            self.findings.check(Invariant::NoIdleBesideWork, found.is_none(), (time, queue), &[id], || {
-                let (waited, idle) = ((time - since).0, found.unwrap_or(queue));
-                format!("task {id} waited for {waited} ns in the queue of CPU {queue} beside CPU {idle}, which is idle")
-            });
+            self.findings.checked(Invariant::NoIdleBesideWork);
+            if let Some((idle, excess)) = found {
+                let waited = (time - since).0;
+                self.findings.late(Invariant::NoIdleBesideWork, (time, idle), excess, &[id], || {
+                    format!(
+                        "task {id} waited for {waited} ns in the queue of CPU {queue} beside CPU {idle}, which is idle"
+                    )
+                });
+            }
         }
         if deadline {
             let cpu = self.fleet.get(queue);
             let beside = cpu.beside(since, time);
             let lower = matches!(cpu.current, Current::Task(_)) && cpu.rank > task.rank;
-            self.findings.check(Invariant::PriorityOrder, !lower || beside <= throttled, (time, queue), &[id], || {
-                let waited = beside.0;
-                format!("deadline task {id} waited for {waited} ns while CPU {queue} ran a lower class")
-            });
+            self.findings.checked(Invariant::PriorityOrder);
+            if lower && beside > throttled {
+                self.findings.late(Invariant::PriorityOrder, (time, queue), beside - throttled, &[id], || {
+                    let waited = beside.0;
+                    format!("deadline task {id} waited for {waited} ns while CPU {queue} ran a lower class")
+                });
+            }
         }
     }
 
@@ -430,6 +441,7 @@ impl Rules {
             }
         }
         self.fleet.finish(end, &mut self.findings);
+        self.findings.settle_suspicions();
         let elapsed = u128::from((end - self.begin.unwrap_or(end)).0);
         let cpus = self.fleet.len();
         let (run, at) = (self.run, (end, CpuId(0)));

@@ -138,3 +138,36 @@ fn memory_is_bounded_by_what_lives() {
     assert_eq!(checker.live_tasks(), 0);
     assert!(checker.finish().holds());
 }
+
+/// A CPU halts at 1 ms, is given a task at 2 ms, and runs it `late` afterwards. Then the host is asked what it took: `told`.
+fn a_late_cpu(late: Nanos, told: Option<Nanos>) -> Outcome {
+    use crate::events::{ClassTag, Side};
+    use crate::ids::TaskId;
+    let class = ClassTag { prio: 120, policy: 0 };
+    let (cpu, idle) = (CpuId(0), Side { task: TaskId(1), seq: 0, class: ClassTag::IDLE });
+    let side = |seq| Side { task: TaskId(100), seq, class };
+    let ms = |ms| Nanos::from_millis(ms);
+    let mut records = std::vec![
+        (ms(0), Record::queued(Kind::New, 0, TaskId(100), 1, 0, idle.task, cpu, class, 1)),
+        (ms(0), Record::switch(0, idle, side(2), 0, 0)),
+        (ms(1), Record::switch(0, side(3), idle, State::Blocked as u8, 0)),
+        (ms(2), Record::queued(Kind::Wake, 0, TaskId(100), 4, 0, TaskId(7), cpu, class, 1)),
+        (ms(2) + late, Record::switch(0, idle, side(5), 0, 0)),
+    ];
+    if let Some(told) = told {
+        records.push((ms(3) + late, Record { kind: Kind::VcpuSteal as u8, a: told.0, ..Record::default() }));
+    }
+    let trace: Vec<_> = records.into_iter().map(|(time, record)| Stamped { cpu, time, record }).collect();
+    check(&trace, complete())
+}
+
+#[test]
+fn what_the_host_took_is_told_later_and_explains_no_more_than_that() {
+    let Options { own_queue, .. } = complete();
+    let stolen = Nanos::from_millis(300);
+    assert!(a_late_cpu(own_queue, None).holds());
+    assert_eq!(a_late_cpu(own_queue + stolen, None).tally(Invariant::NoIdleBesideWork).violations, 1);
+    assert!(a_late_cpu(own_queue + stolen, Some(stolen)).holds());
+    let outcome = a_late_cpu(own_queue + stolen + Nanos(1), Some(stolen));
+    assert_eq!((outcome.violations(), outcome.tally(Invariant::NoIdleBesideWork).violations), (1, 1));
+}
