@@ -11,6 +11,8 @@
 #     loom NAME                 a model of vcpu-sched
 #     unit TARGET NAME          a test of vcpu-sched; TARGET: --lib, or --test FILE
 #     guest CPUS NAME           an in-guest test (NAME as for test=) under QEMU's tcg
+#     program CPUS NAME ARGS    an example program in C, likewise; `taskvisor image` packs it: build both first (`make`), or say
+#                               where they are: TASKVISOR=target/release/taskvisor PROGRAMS=target/guest/programs
 #   expect: extended regular expression that the output must contain
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -45,16 +47,19 @@ restore
 
 field() { sed -n "s/^$2: //p;/^--- /q" "$1"; }
 
+# build_kernel [FEATURES]
 build_kernel() {
-    TASKVISOR_GUEST_TARGET_DIR=$scratch/kernel "$tree/resources/build-kernel.sh" selftest
+    TASKVISOR_GUEST_TARGET_DIR=$scratch/kernel "$tree/resources/build-kernel.sh" "$@"
 }
 
+# run_guest KERNEL CPUS COMMAND_LINE [QEMU'S FLAGS]
 run_guest() {
-    local kernel=$1 cpus=$2 name=$3 status=0
+    local kernel=$1 cpus=$2 line=$3 status=0
+    shift 3
     timeout "$limit" qemu-system-x86_64 -accel tcg -machine q35 -cpu max -m 256 -smp "$cpus" -nodefaults -no-user-config -display none \
-        -no-reboot -serial stdio -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$kernel" -append "log_level=info test=$name" || status=$?
+        -no-reboot -serial stdio -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel "$kernel" -append "$line" "$@" || status=$?
     if ((status == 124)); then echo "the guest has not ended after $limit s"; fi
-    # isa-debug-exit: (3 << 8 | failures) << 1 | 1, cut to 8 bits.
+    # isa-debug-exit: (3 << 8 | failures) << 1 | 1, or exit code << 1 | 1, cut to 8 bits.
     return $((status != 1))
 }
 
@@ -75,8 +80,18 @@ try() {
             timeout "$limit" cargo test --manifest-path "$tree/Cargo.toml" -p vcpu-sched "${target[@]}" "$name" | tee "$scratch/log/last" || return 1
             ;;
         guest)
+            kernel=$(build_kernel selftest) || return 2
+            run_guest "$kernel" "$1" "log_level=info test=$2" || return 1
+            return 0
+            ;;
+        program)
+            local cpus=$1 image=$scratch/image
+            local program=${PROGRAMS:-$root/target/guest/programs}/musl/$2
+            shift 2
+            rm -rf "$image"
+            "${TASKVISOR:-$root/target/release/taskvisor}" image -o "$image" -- "$program" "$@" || return 2
             kernel=$(build_kernel) || return 2
-            run_guest "$kernel" "$1" "$2" || return 1
+            run_guest "$kernel" "$cpus" "$(cat "$image/cmdline")" -initrd "$image/archive.cpio" || return 1
             return 0
             ;;
         *)
