@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use crate::arch::trap::STOPPING;
 use crate::arch::trap_entry::TrapFrame;
-use crate::arch::{apic, descriptors::vector, instr};
+use crate::arch::{apic, debug_port, descriptors::vector, instr};
 use crate::cpu;
 use crate::log;
 use crate::mm::kernel_map;
@@ -163,6 +163,7 @@ fn access(error: u64) -> &'static str {
 
 /// An exception in ring 0 that has no fixup.
 pub fn kernel_exception(frame: &TrapFrame, cr2: u64) -> ! {
+    debug_port::panic(core::ptr::from_ref(frame).cast_mut());
     begin();
     let name = EXCEPTIONS.get(frame.vector as usize).copied().unwrap_or("unknown exception");
     match frame.vector {
@@ -190,6 +191,7 @@ pub fn kernel_exception(frame: &TrapFrame, cr2: u64) -> ! {
 
 /// The kernel stack's guard page was hit.
 pub fn stack_overflow(frame: &TrapFrame, cr2: u64) -> ! {
+    debug_port::panic(core::ptr::from_ref(frame).cast_mut());
     begin();
     log::emergency(format_args!("kernel panic: kernel stack overflow, guard page hit at {cr2:#x}"));
     who();
@@ -202,6 +204,7 @@ pub fn stack_overflow(frame: &TrapFrame, cr2: u64) -> ! {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    debug_port::panic(core::ptr::null_mut());
     begin();
     match info.location() {
         Some(l) => log::emergency(format_args!("kernel panic: {} ({}:{})", info.message(), l.file(), l.line())),

@@ -92,6 +92,7 @@ extern "C" fn second_stage() -> ! {
     trace::init();
     task::listing::show();
     cpu::view::show();
+    arch::debug_port::show();
     requests::init();
     time::show();
     directory::publish();

@@ -70,6 +70,8 @@ pub enum EntryKind {
     Cpu = 3,
     /// The table of tasks, see `taskview`.
     Tasks = 4,
+    /// What a debugger needs: see `taskdebug`.
+    Debug = 9,
     /// The clock page, see `clock::page`.
     Clock = 8,
     /// The mailbox, see [`requests`](crate::requests).

@@ -25,6 +25,7 @@
 //! | [`directory`] | where a guest keeps what its VMM may read | no |
 //! | [`taskview`] | where in it tasks and CPUs are found | no |
 //! | [`requests`] | what a VMM asks of its guest | no |
+//! | [`taskdebug`] | how a guest lets its VMM debug programs | no |
 //!
 //! # Three rules that hold everywhere
 //! 1. A task's state ([`task::state`]) says what may happen to it; whether a CPU still stands on its stack (`on_cpu`,
@@ -59,6 +60,7 @@ pub mod runqueue;
 pub mod sim;
 mod sync;
 pub mod task;
+pub mod taskdebug;
 pub mod taskview;
 pub mod timer;
 pub mod topology;

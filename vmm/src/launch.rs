@@ -98,6 +98,7 @@ pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
         log_level: config.log_level,
         start,
         control: config.control.clone(),
+        gdb: config.gdb.clone(),
         trace: config.trace.clone(),
         chaos: config.chaos,
         clock: config.clock.clone(),

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod debug;
 pub mod end;
 pub mod event_loop;
 pub mod guest;

@@ -18,6 +18,7 @@ macro_rules! pop_callee_saved {
 }
 
 pub mod apic;
+pub mod debug_port;
 pub mod descriptors;
 pub mod features;
 pub mod fpu;

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::descriptors::vector;
 use super::features::{Features, has};
 use super::trap_entry::{TrapFrame, VECTOR_SYSCALL, lstar_page_address, syscall_address};
-use super::{apic, instr, user_copy};
+use super::{apic, debug_port, instr, user_copy};
 use crate::chaos::{self, Point};
 use crate::cpu;
 use crate::mm::layout::{USER_END, task_slot};
@@ -61,8 +61,9 @@ extern "C" fn trap_from_user(frame: &mut TrapFrame) {
                 instr::sti();
                 trace::fault(addr, frame.rip, frame.error);
                 chaos::point(Point::Fault);
-                if let Err(e) = fault::handle(addr, frame.error) {
-                    exception(frame, UserFault::Page(addr, e, fault::access_of(frame.error)));
+                match fault::handle(addr, frame.error) {
+                    Ok(()) => debug_port::fault_resolved(frame, addr),
+                    Err(e) => exception(frame, UserFault::Page(addr, e, fault::access_of(frame.error))),
                 }
             }
         }
@@ -103,9 +104,20 @@ fn system_call(frame: &mut TrapFrame) {
         None => panic!("system call of a kernel task"),
     }
     chaos::point(Point::SyscallExit);
+    if frame.rflags & RFLAGS_TF != 0 {
+        // The step that went into the call ends where the call does, as on Linux.
+        exception(frame, UserFault::Exception(DEBUG));
+    }
 }
 
 fn exception(frame: &mut TrapFrame, fault: UserFault) {
+    let (vector, address) = match fault {
+        UserFault::Page(address, ..) => (PAGE_FAULT, address),
+        UserFault::Exception(vector) => (vector, 0),
+    };
+    if debug_port::exception(frame, vector, address) {
+        return;
+    }
     match current().user() {
         Some(user) => user.exception(frame, fault),
         None => panic!("{fault:?} in ring 3 of a kernel task at {:#x}", frame.rip),

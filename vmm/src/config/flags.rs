@@ -21,7 +21,9 @@ use crate::boot::cpuid::model::Model;
 use crate::chaos::{Chaos, DEFAULT_RATE};
 use crate::clock::Rate;
 use crate::clock::settings::{ClockSettings, Offsets, OnPause, TscMode};
+use crate::debug::address::GdbAddress;
 use crate::topology::TopologyChoice;
+use crate::vm::Gdb;
 
 /// What the machine is like and what this VMM does around it.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize, JsonSchema)]
@@ -103,6 +105,18 @@ pub struct MachineFlags {
     /// Serve the control interface on this Unix socket, for taskvisor ctl and taskvisor top
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
+
+    /// Let debuggers connect here: unix:PATH or HOST:PORT. The guest's tasks are their threads (docs/debugging.md)
+    #[arg(long, value_name = "ADDRESS")]
+    pub gdb: Option<GdbAddress>,
+
+    /// Allow --gdb at an address that other machines can reach
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub gdb_allow_remote: Option<bool>,
+
+    /// With --gdb: the guest waits with its first instruction until a debugger lets it go on
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub wait_gdb: Option<bool>,
 
     /// Record what the guest's scheduler and the vCPUs do: a Perfetto trace for ui.perfetto.dev (.pftrace) or JSON
     /// lines (.jsonl)
@@ -198,6 +212,9 @@ impl MachineFlags {
             clock_rate: self.clock_rate.or(file.clock_rate),
             clock_on_pause: self.clock_on_pause.or(file.clock_on_pause),
             control: self.control.or(file.control),
+            gdb: self.gdb.or(file.gdb),
+            gdb_allow_remote: self.gdb_allow_remote.or(file.gdb_allow_remote),
+            wait_gdb: self.wait_gdb.or(file.wait_gdb),
             trace: self.trace.or(file.trace),
         }
     }
@@ -270,6 +287,11 @@ impl Config {
             console: machine.console.unwrap_or_default(),
             policy: guest.policy.map(|policy| policy.0),
             control: machine.control,
+            gdb: machine.gdb.map(|address| Gdb {
+                address,
+                allow_remote: machine.gdb_allow_remote.unwrap_or_default(),
+                wait: machine.wait_gdb.unwrap_or_default(),
+            }),
             trace: machine.trace.map(|file| file.0),
             chaos: guest.chaos.map(|seed| Chaos { seed: seed.0, rate }),
             clock: ClockSettings {

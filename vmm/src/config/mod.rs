@@ -27,6 +27,7 @@ use crate::boot::cpuid::model::Model;
 use crate::chaos::Chaos;
 use crate::clock::settings::ClockSettings;
 use crate::topology::{NodeSpec, TopologyChoice};
+use crate::vm::Gdb;
 
 /// Guest memory when nothing is said.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
@@ -157,6 +158,8 @@ pub struct Config {
     pub policy: Option<PolicyKind>,
     /// Where the control socket shall be.
     pub control: Option<PathBuf>,
+    /// Where debuggers connect.
+    pub gdb: Option<Gdb>,
     /// Record what the guest does in this file.
     pub trace: Option<PathBuf>,
     /// Disturb the scheduler.
@@ -188,6 +191,7 @@ impl Default for Config {
             console: ConsoleChoice::default(),
             policy: None,
             control: None,
+            gdb: None,
             trace: None,
             chaos: None,
             clock: ClockSettings::default(),

@@ -23,6 +23,7 @@ use crate::archive::build::clean;
 use crate::boot::cpuid::model::Model;
 use crate::clock::Rate;
 use crate::clock::settings::Offsets;
+use crate::debug::address::GdbAddress;
 use crate::topology::{NodeSpec, TopologyChoice, parse};
 use crate::trace::{Format, FormatError};
 
@@ -137,6 +138,8 @@ impl fmt::Display for ClockRate {
 }
 
 as_text!(ClockRate, { "type": ["string", "number"], "minimum": 0.01, "maximum": 100, "pattern": "^[0-9]*\\.?[0-9]*$" });
+
+as_text!(GdbAddress, { "type": "string", "pattern": "^(unix:.+|.+:[0-9]+)$" });
 
 as_text!(Offsets, { "type": ["string", "integer"] });
 

@@ -20,6 +20,7 @@ use super::kick::Armed;
 use super::report::Snapshot;
 use super::seat::{Taken, Turn};
 use crate::chaos::Pauses;
+use crate::debug::hub::{Concern, Event, Hub};
 use crate::memory::Ram;
 use crate::trace::VcpuTracer;
 
@@ -71,6 +72,8 @@ pub struct Vcpu {
     pub counts: Arc<ExitCounts>,
     /// Where its entries and exits are recorded.
     pub tracer: Option<VcpuTracer>,
+    /// Who debugs the guest.
+    pub debug: Option<Arc<Hub>>,
     /// Under chaos, how long it stays out of the guest when it was kicked.
     pub pauses: Option<Pauses>,
 }
@@ -107,9 +110,18 @@ impl Vcpu {
             // SAFETY: the mapping is `run_size` bytes long (KVM_GET_VCPU_MMAP_SIZE) and lives as long as `fd`; the
             // exit that borrows it is gone at the end of this turn, before the next KVM_RUN.
             let page = unsafe { RunPage::new(self.fd.get_kvm_run(), self.run_size) };
-            let (kind, next) = serve(decode(result, page), &self.buses);
+            let exit = decode(result, page);
+            let concern = self.debug.as_ref().and_then(|hub| hub.concerns(&exit));
+            let (kind, next) = serve(exit, &self.buses);
             self.counts.add(kind);
             self.trace(|tracer| tracer.reason(kind));
+            if let Some(event) = concern.and_then(|concern| self.event(concern)) {
+                self.seat.stop();
+                if let Some(hub) = &self.debug {
+                    hub.report(self.id as usize, event);
+                }
+                return self.obey();
+            }
             match next {
                 Next::Continue => {}
                 Next::Obey => {
@@ -121,6 +133,27 @@ impl Vcpu {
                     let snapshot = Snapshot::take(&mut self.fd, &self.ram);
                     return State::Finished(Outcome::Failed(Box::new(Failure { vcpu: self.id, reason, snapshot })));
                 }
+            }
+        }
+    }
+
+    /// What an exit that concerns the debugger is, if it is his.
+    #[cold]
+    fn event(&mut self, concern: Concern) -> Option<Event> {
+        if let Concern::Rang(_) | Concern::Published = concern {
+            // The write is complete, RIP behind it, only after the next KVM_RUN.
+            self.fd.set_kvm_immediate_exit(1);
+            let _ = self.fd.run();
+            self.fd.set_kvm_immediate_exit(0);
+        }
+        let regs = self.fd.get_regs().ok()?;
+        match concern {
+            Concern::Rang(event) => Some(Event::Rang { event, frame: regs.rdi, about: regs.rsi }),
+            Concern::Published => Some(Event::Published),
+            Concern::Debug { exception } => Some(Event::Debug { exception, rip: regs.rip }),
+            Concern::Emulation => {
+                let ours = self.debug.as_ref().is_some_and(|hub| hub.is_planted(regs.rip));
+                ours.then_some(Event::Planted { rip: regs.rip })
             }
         }
     }

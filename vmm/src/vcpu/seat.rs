@@ -46,6 +46,8 @@ struct Orders<J> {
     phase: Phase,
     /// How many want it to stay out of the guest.
     holds: u32,
+    /// It has stopped by itself, and stays out of the guest until it is told to go on.
+    stopped: bool,
     /// It shall end.
     leave: bool,
     jobs: VecDeque<J>,
@@ -55,7 +57,7 @@ struct Orders<J> {
 
 impl<J> Orders<J> {
     const fn new() -> Self {
-        Self { phase: Phase::Vacant, holds: 0, leave: false, jobs: VecDeque::new(), tid: 0 }
+        Self { phase: Phase::Vacant, holds: 0, stopped: false, leave: false, jobs: VecDeque::new(), tid: 0 }
     }
 
     /// The thread asks. An end wins over everything, jobs over waiting; nobody runs while one is wanted or held.
@@ -64,7 +66,7 @@ impl<J> Orders<J> {
             Turn::Leave
         } else if let Some(job) = self.jobs.pop_front() {
             Turn::Work(job)
-        } else if self.holds > 0 {
+        } else if self.holds > 0 || self.stopped {
             Turn::Wait
         } else {
             Turn::Run
@@ -142,6 +144,12 @@ impl Seat {
         }
     }
 
+    /// A vCPU that has stopped by itself may go on, unless it is held.
+    pub fn go(&self) {
+        self.orders().stopped = false;
+        self.ordered.notify_all();
+    }
+
     /// The thread shall end.
     pub fn leave(&self) {
         let mut orders = self.orders();
@@ -190,6 +198,11 @@ impl Taken {
         self.0.orders().tid = rustix::thread::gettid().as_raw_nonzero().get();
     }
 
+    /// The thread wants to stay out of the guest until it is told to go on ([`Seat::go`]): its next turn is to wait.
+    pub fn stop(&self) {
+        self.0.orders().stopped = true;
+    }
+
     /// What to do. Asked before the guest is entered for the first time, and after every kick.
     pub fn turn(&self) -> Turn {
         let mut orders = self.0.orders();
@@ -204,7 +217,8 @@ impl Taken {
     /// After [`Turn::Wait`]: returns when the orders may have changed.
     pub fn wait(&self) {
         let orders = self.0.orders();
-        let idle = |orders: &mut Orders<Job>| orders.holds > 0 && !orders.leave && orders.jobs.is_empty();
+        let idle =
+            |orders: &mut Orders<Job>| (orders.holds > 0 || orders.stopped) && !orders.leave && orders.jobs.is_empty();
         // A poisoned lock ends the wait early, and the next turn waits again.
         drop(self.0.ordered.wait_while(orders, idle));
     }
@@ -243,6 +257,17 @@ mod tests {
         assert_eq!((orders.turn(), orders.turn()), (Turn::Work(8), Turn::Wait));
         orders.holds = 0;
         assert_eq!((orders.turn(), orders.phase), (Turn::Run, Phase::Running));
+    }
+
+    #[test]
+    fn a_vcpu_that_has_stopped_by_itself_waits_for_nobody_else() {
+        let mut orders = seated();
+        orders.stopped = true;
+        assert_eq!(orders.turn(), Turn::Wait);
+        orders.give(3).unwrap();
+        assert_eq!((orders.turn(), orders.turn()), (Turn::Work(3), Turn::Wait));
+        orders.stopped = false;
+        assert_eq!(orders.turn(), Turn::Run);
     }
 
     #[test]

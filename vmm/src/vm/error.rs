@@ -5,6 +5,7 @@ use std::io;
 use kvm_bindings::KVM_API_VERSION;
 use taskvisor_devices::bus::BusError;
 
+use super::run_control::RunControlError;
 use super::threads::StartError;
 use crate::affinity::AffinityError;
 use crate::archive::ArchiveError;
@@ -13,6 +14,7 @@ use crate::boot::cpuid::CpuidError;
 use crate::clock::plan::PlanError;
 use crate::console::output::OutputError;
 use crate::control::socket::SocketError;
+use crate::debug::address::ListenError;
 use crate::event_loop::LoopError;
 use crate::memory::MemoryError;
 use crate::trace::TraceError;
@@ -84,6 +86,12 @@ pub enum VmError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] SocketError),
+    /// Where debuggers connect.
+    #[error(transparent)]
+    Gdb(#[from] ListenError),
+    /// The vCPUs can't be held.
+    #[error(transparent)]
+    RunControl(#[from] RunControlError),
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -41,6 +41,8 @@ use crate::control;
 use crate::control::machine::{Facts, Machine};
 use crate::control::runs::Runs;
 use crate::control::server::Listening;
+use crate::debug;
+use crate::debug::address::{GdbAddress, Listener};
 use crate::end::End;
 use crate::event_loop::{self, Hub};
 use crate::guest::Guest;
@@ -90,6 +92,8 @@ pub struct Options {
     pub start: Instant,
     /// Where the control socket shall be.
     pub control: Option<PathBuf>,
+    /// Where debuggers connect.
+    pub gdb: Option<Gdb>,
     /// The program and its arguments, to be told there.
     pub program: Vec<String>,
 }
@@ -99,6 +103,17 @@ impl Options {
     pub fn takes_requests(&self) -> bool {
         self.control.is_some()
     }
+}
+
+/// Where debuggers connect, and when the guest starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gdb {
+    /// Where.
+    pub address: GdbAddress,
+    /// Also where other machines can reach it.
+    pub allow_remote: bool,
+    /// The guest waits for the first one.
+    pub wait: bool,
 }
 
 /// How a machine ended, ready to be told.
@@ -133,6 +148,7 @@ pub struct Vm {
     fd: Arc<VmFd>,
     run_control: RunControl,
     clock: Clock,
+    gdb: Option<Listener>,
 }
 
 impl Vm {
@@ -144,6 +160,7 @@ impl Vm {
             return Err(VmError::KernelVcpus { have: options.vcpus, max });
         }
         let control = options.control.as_deref().map(Listening::bind).transpose()?;
+        let gdb = options.gdb.as_ref().map(|gdb| Listener::bind(&gdb.address, gdb.allow_remote)).transpose()?;
         let kvm = make::open_kvm()?;
         make::check_vcpus(&kvm, options.vcpus)?;
         make::check_ids(&kvm, &options.topology)?;
@@ -201,6 +218,7 @@ impl Vm {
             ram,
             recorder,
             fd,
+            gdb,
         })
     }
 
@@ -235,12 +253,22 @@ impl Vm {
             outcomes: sender,
             outcome_evt: outcome_evt.try_clone().map_err(host("can't make an eventfd"))?,
             recorder: self.recorder.as_ref(),
+            debug: None,
             chaos: self.disturbed(),
         };
+        let debugger = self.debugger().map_err(host("can't set up the debugger"))?;
+        let shared = Shared { debug: debugger.as_ref().map(|machine| machine.hub.clone()), ..shared };
+        // Held before their first instruction.
+        let held = self.options.gdb.as_ref().filter(|gdb| gdb.wait).map(|_| self.run_control.pause()).transpose()?;
         self.milestones.note("vcpus_started");
         let mut threads = Threads::start(std::mem::take(&mut self.vcpus), &shared)?;
         let control = self.control.take().map(|listening| listening.serve(self.machine(&threads)));
         let control = control.transpose().map_err(host("can't start the control thread"))?;
+        let debugger = match (self.gdb.take(), debugger) {
+            (Some(listener), Some(machine)) => Some(debug::server::Server::start(listener, machine, held)),
+            _ => None,
+        };
+        let debugger = debugger.transpose().map_err(host("can't start the debugger's thread"))?;
         let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         let result = event_loop::run(Hub {
@@ -260,6 +288,9 @@ impl Vm {
         threads.stop();
         drop(control);
         let (end, mut hub) = result?;
+        if let Some(debugger) = debugger {
+            debugger.end(end.exit_code());
+        }
         hub.milestones.note("vcpus_stopped");
         self.devices.drain_console(&end, &mut hub.signals, deadline);
         drop(raw);
@@ -295,6 +326,23 @@ impl Vm {
     fn mailbox(&self) -> Mailbox {
         let interrupt = requests::interrupt_through(self.fd.clone());
         Mailbox::new(self.bell.clone(), self.reader.clone(), self.ram.clone(), interrupt)
+    }
+
+    /// What a debugger is shown.
+    fn debugger(&self) -> io::Result<Option<debug::target::Machine>> {
+        if self.gdb.is_none() {
+            return Ok(None);
+        }
+        let kernel = debug::kernel_file::read(&self.guest.kernel)?;
+        Ok(Some(debug::target::Machine {
+            control: self.run_control.clone(),
+            reader: self.reader.clone(),
+            ram: self.ram.clone(),
+            hub: Arc::new(debug::hub::Hub::new()?),
+            apic_ids: (0..self.options.vcpus).map(|vcpu| self.topology.apic_id(vcpu)).collect(),
+            segments: debug::kernel_file::segments(&kernel),
+            kernel,
+        }))
     }
 
     /// What the control socket shows.

@@ -130,6 +130,12 @@ impl RunControl {
         Paused { control: self.clone(), held: vec![true; self.0.seats.len()], tells: false, told: false }
     }
 
+    /// Lets vCPUs go on that have stopped by themselves, one or all, as far as nobody holds them.
+    pub fn go(&self, vcpu: Option<usize>) {
+        let chosen = self.0.seats.iter().enumerate().filter(|(index, _)| vcpu.is_none_or(|vcpu| vcpu == *index));
+        chosen.for_each(|(_, seat)| seat.go());
+    }
+
     /// Ends all threads. May be called again, as a further kick.
     pub fn leave(&self) {
         self.0.seats.iter().for_each(|seat| seat.leave());

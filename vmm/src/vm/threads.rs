@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::run_control::RunControl;
 use crate::affinity::{AffinityError, Plan};
 use crate::chaos::{Chaos, Pauses};
+use crate::debug::hub::Hub;
 use crate::memory::Ram;
 use crate::trace::Recorder;
 use crate::vcpu::counts::ExitCounts;
@@ -56,6 +57,8 @@ pub struct Shared<'a> {
     pub placement: Arc<Plan>,
     /// What records them.
     pub recorder: Option<&'a Recorder>,
+    /// Who debugs the guest.
+    pub debug: Option<Arc<Hub>>,
     /// What disturbs them.
     pub chaos: Option<Chaos>,
 }
@@ -96,6 +99,7 @@ impl Threads {
                 seat,
                 counts: counts.clone(),
                 tracer: shared.recorder.map(|recorder| recorder.tracer(id)),
+                debug: shared.debug.clone(),
                 pauses: shared.chaos.map(|chaos| Pauses::new(chaos, id)),
             };
             let (outcomes, evt) = (shared.outcomes.clone(), shared.outcome_evt.try_clone()?);

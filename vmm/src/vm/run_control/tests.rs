@@ -64,6 +64,7 @@ fn machine(vcpus: usize, code: &[u8]) -> Machine {
             seat: control.take_seat(index).unwrap(),
             counts: Arc::new(ExitCounts::default()),
             tracer: None,
+            debug: None,
             pauses: None,
         };
         thread::spawn(move || vcpu.run())

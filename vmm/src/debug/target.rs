@@ -1,0 +1,282 @@
+//! The stopped machine as a session sees it: threads, their registers and their memory.
+//!
+//! [`super::run`] makes it stand still and go on. Invariants: registers are read from a vCPU once a stop, and written through at
+//! once; everything that the guest's lists say is looked up through checks that end in an error, never in a panic.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuFd;
+use vcpu_sched::taskdebug::frame;
+
+use super::breakpoints::{Points, Segments};
+use super::hub::Hub;
+use super::memory::{MemoryError, Space};
+use super::registers::{self, REGISTERS, Values, VcpuRegisters, XSAVE, frame_word, number, set_in_vcpu, switch_word};
+use super::run::Running;
+use super::threads::{self, Thread};
+use crate::guestview::{GuestViewError, Reader, Snapshot};
+use crate::memory::Ram;
+use crate::vm::run_control::{Paused, RunControl, RunControlError};
+
+/// Why something can't be done with the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] RunControlError),
+    /// KVM.
+    #[error("KVM refuses: {0}")]
+    Kvm(#[from] kvm_ioctls::Error),
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The guest runs.
+    #[error("the guest is running")]
+    Running,
+    /// There is no such thread (any more).
+    #[error("there is no thread {0}")]
+    NoThread(u32),
+    /// That register is nowhere.
+    #[error("{0} can't be set for this task as it is now")]
+    Register(&'static str),
+}
+
+/// What a debugger needs of a machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Stops it.
+    pub control: RunControl,
+    /// Shows its tasks.
+    pub reader: Reader,
+    /// Its memory.
+    pub ram: Ram,
+    /// What its vCPUs report.
+    pub hub: Arc<Hub>,
+    /// The guest's ids of its vCPUs.
+    pub apic_ids: Vec<u32>,
+    /// Where its kernel was loaded.
+    pub segments: Segments,
+    /// Its kernel's file.
+    pub kernel: Arc<[u8]>,
+}
+
+/// A machine with a client.
+#[derive(Debug)]
+pub struct Target {
+    /// The machine.
+    pub machine: Machine,
+    /// While it stands still.
+    pub paused: Option<Paused>,
+    /// Its threads at this stop.
+    pub threads: Vec<Thread>,
+    /// What its lists said, for `monitor`.
+    pub snapshot: Result<Snapshot, GuestViewError>,
+    vcpus: HashMap<usize, VcpuRegisters>,
+    /// vCPUs that stand in a write to the task-debug port, with the address of their program's registers.
+    pub rung: HashMap<usize, u64>,
+    /// Breakpoints.
+    pub points: Points,
+    /// Steps and what is to be told.
+    pub running: Running,
+}
+
+impl Target {
+    /// For a machine that runs.
+    pub fn new(machine: Machine) -> Self {
+        Self {
+            points: Points::new(machine.segments.clone()),
+            machine,
+            paused: None,
+            threads: Vec::new(),
+            snapshot: Ok(Snapshot::default()),
+            vcpus: HashMap::new(),
+            rung: HashMap::new(),
+            running: Running::default(),
+        }
+    }
+
+    /// Reads the guest's lists again. The vCPUs stand still.
+    pub fn refresh(&mut self) {
+        self.snapshot = self.machine.reader.snapshot();
+        let empty = Snapshot::default();
+        let snapshot = self.snapshot.as_ref().unwrap_or(&empty);
+        self.threads = threads::list(snapshot, &self.machine.apic_ids);
+    }
+
+    /// What was known of vCPUs is old: they are about to run.
+    pub fn forget(&mut self) {
+        self.vcpus.clear();
+    }
+
+    /// A thread of the list.
+    pub fn thread(&self, id: u32) -> Result<&Thread, TargetError> {
+        self.threads.iter().find(|thread| thread.id == id).ok_or(TargetError::NoThread(id))
+    }
+
+    /// The thread that a vCPU runs.
+    pub fn thread_on(&self, vcpu: usize) -> Option<&Thread> {
+        self.threads.iter().find(|thread| thread.vcpu == Some(vcpu))
+    }
+
+    /// Does something with a vCPU's descriptor.
+    pub fn with_vcpu<T: Send + 'static>(
+        &self,
+        vcpu: usize,
+        work: impl FnOnce(&mut VcpuFd) -> T + Send + 'static,
+    ) -> Result<T, TargetError> {
+        Ok(self.paused.as_ref().ok_or(TargetError::Running)?.with_vcpu(vcpu, work)?)
+    }
+
+    /// A vCPU's registers.
+    pub fn vcpu(&mut self, vcpu: usize) -> Result<&VcpuRegisters, TargetError> {
+        if !self.vcpus.contains_key(&vcpu) {
+            let registers = self.with_vcpu(vcpu, read_vcpu)??;
+            self.vcpus.insert(vcpu, registers);
+        }
+        self.vcpus.get(&vcpu).ok_or(TargetError::Running)
+    }
+
+    /// Changes a vCPU's registers; `false` from `change`: nothing is written.
+    pub fn change_vcpu(
+        &mut self,
+        vcpu: usize,
+        change: impl FnOnce(&mut VcpuRegisters) -> bool,
+    ) -> Result<bool, TargetError> {
+        let mut registers = self.vcpu(vcpu)?.clone();
+        if !change(&mut registers) {
+            return Ok(false);
+        }
+        let new = registers.clone();
+        self.with_vcpu(vcpu, move |fd| write_vcpu(fd, &new))??;
+        self.vcpus.insert(vcpu, registers);
+        Ok(true)
+    }
+
+    /// A thread's address space: its own page table, or the one that its vCPU uses.
+    pub fn root(&mut self, id: u32) -> Result<u64, TargetError> {
+        let thread = self.thread(id)?;
+        match (thread.root, thread.vcpu) {
+            (0, Some(vcpu)) => Ok(self.vcpu(vcpu)?.sregs.cr3),
+            (root, _) => Ok(root),
+        }
+    }
+
+    /// A thread's memory.
+    pub fn space(&mut self, id: u32) -> Result<Space<'_>, TargetError> {
+        let thread = self.thread(id)?;
+        if let (0, Some(vcpu)) = (thread.root, thread.vcpu) {
+            /// CR0.PG.
+            const PAGING: u64 = 1 << 31;
+            let sregs = self.vcpu(vcpu)?.sregs;
+            return Ok(if sregs.cr0 & PAGING == 0 {
+                Space::physical(&self.machine.ram)
+            } else {
+                Space::new(&self.machine.ram, sregs.cr3)
+            });
+        }
+        let root = self.root(id)?;
+        Ok(Space::new(&self.machine.ram, root))
+    }
+
+    /// A thread's registers, as far as they are known.
+    pub fn registers(&mut self, id: u32) -> Result<Values, TargetError> {
+        let thread = self.thread(id)?.clone();
+        let mut values = match thread.vcpu {
+            Some(vcpu) => {
+                let values = Values::of_vcpu(self.vcpu(vcpu)?);
+                match self.rung.get(&vcpu).copied() {
+                    Some(at) => match self.space(id)?.words::<{ frame::WORDS }>(at) {
+                        Some(words) => values.with_frame(&words),
+                        None => values,
+                    },
+                    None => values,
+                }
+            }
+            None => {
+                let saved = self.space(id)?.words(thread.saved_rsp).filter(|_| thread.saved_rsp != 0);
+                let mut values = saved.map(|words| Values::of_switch(thread.saved_rsp, &words)).unwrap_or_default();
+                values.set(number::CR0 + 2, thread.root);
+                if thread.user {
+                    values.set(number::FS_BASE, thread.fs_base);
+                }
+                values
+            }
+        };
+        values.set(number::TASK_ID, id);
+        if let Some(cpu) = thread.cpu {
+            values.set(number::CPU, cpu);
+        }
+        Ok(values)
+    }
+
+    /// Sets a thread's register where it is kept now.
+    pub fn set_register(&mut self, id: u32, register: usize, value: u128) -> Result<(), TargetError> {
+        let thread = self.thread(id)?.clone();
+        let refused = TargetError::Register(REGISTERS.get(register).map_or("that register", |known| known.name));
+        if self.registers(id)?.get(register) == Some(value) {
+            return Ok(());
+        }
+        let word = match (thread.vcpu, thread.vcpu.and_then(|vcpu| self.rung.get(&vcpu))) {
+            (Some(_), Some(at)) => frame_word(register).filter(|_| changeable(register)).map(|word| (*at, word)),
+            (Some(vcpu), None) => {
+                let done = self.change_vcpu(vcpu, |registers| set_in_vcpu(registers, register, value))?;
+                return if done { Ok(()) } else { Err(refused) };
+            }
+            (None, _) => switch_word(register).filter(|_| thread.saved_rsp != 0).map(|word| (thread.saved_rsp, word)),
+        };
+        let (at, word) = word.ok_or(refused)?;
+        Ok(self.space(id)?.write(at.wrapping_add(8 * word as u64), &(value as u64).to_le_bytes())?)
+    }
+
+    /// A thread's program counter.
+    pub fn pc(&mut self, id: u32) -> Option<u64> {
+        self.registers(id).ok()?.word(number::RIP)
+    }
+
+    /// The address spaces: of each process, and one for the kernel.
+    pub fn roots(&mut self) -> Vec<(Option<u32>, u64)> {
+        let mut roots: Vec<(Option<u32>, u64)> = Vec::new();
+        for thread in self.threads.iter().filter(|thread| thread.root != 0) {
+            if !roots.iter().any(|(process, _)| *process == thread.process) {
+                roots.push((thread.process, thread.root));
+            }
+        }
+        roots
+    }
+}
+
+/// A program's segments are the kernel's business.
+fn changeable(register: usize) -> bool {
+    register != number::CS && register != number::SS
+}
+
+fn read_vcpu(fd: &mut VcpuFd) -> Result<VcpuRegisters, kvm_ioctls::Error> {
+    let xsave = fd.get_xsave().ok().map(|xsave| {
+        let mut bytes = Box::new([0; XSAVE]);
+        for (to, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(xsave.region) {
+            *to = word.to_le_bytes();
+        }
+        bytes
+    });
+    Ok(VcpuRegisters { regs: fd.get_regs()?, sregs: fd.get_sregs()?, xsave })
+}
+
+fn write_vcpu(fd: &VcpuFd, new: &registers::VcpuRegisters) -> Result<(), kvm_ioctls::Error> {
+    let old = fd.get_sregs()?;
+    if old != new.sregs {
+        fd.set_sregs(&new.sregs)?;
+    }
+    fd.set_regs(&new.regs)?;
+    let (Some(bytes), Ok(mut xsave)) = (&new.xsave, fd.get_xsave()) else { return Ok(()) };
+    let mut changed = false;
+    for (word, bytes) in xsave.region.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        changed |= *word != u32::from_le_bytes(*bytes);
+        *word = u32::from_le_bytes(*bytes);
+    }
+    if changed {
+        // SAFETY: the area was read from this vCPU a moment ago, so it has the size that KVM expects.
+        unsafe { fd.set_xsave(&xsave) }?;
+    }
+    Ok(())
+}
