@@ -3,15 +3,17 @@
 
 use axum::http::StatusCode;
 use vcpu_sched::cpumask::CpuMask;
+use vcpu_sched::ids::Nanos;
 use vcpu_sched::requests::change::{ParamChange, policy_number};
 use vcpu_sched::requests::message::{Request, Spawn, Streams};
 use vcpu_sched::task::suspension::Holder;
 
-use super::api::{SignalRequest, SpawnRequest, Spawned, StreamsChoice, TaskChange, Vm};
+use super::api::{ClockChange, SignalRequest, SpawnRequest, Spawned, StreamsChoice, TaskChange, Vm};
 use super::machine::Machine;
 use super::problem::Fault;
 use super::signals;
 use crate::affinity::parse;
+use crate::clock::{Rate, Status, Step};
 use crate::guestview::Task;
 
 /// The first program, whose end is the guest's.
@@ -85,6 +87,26 @@ impl Machine {
             false => Request::Resume { task: id, holder },
         })?;
         self.task(id)
+    }
+
+    /// Changes the clock, and shows it as it is then.
+    pub fn change_clock(&self, change: &ClockChange) -> Result<Status, Fault> {
+        let rate = change.rate.as_deref().map(str::parse::<Rate>).transpose();
+        let rate =
+            rate.map_err(|error| Fault::bad(format!("rate: {error}"), "send a decimal number from 0.01 to 100"))?;
+        if let Some(rate) = rate {
+            self.clock.set_rate(rate)?;
+        }
+        if let Some(ns) = change.step_forward_ns {
+            self.clock.step(Step::Forward(Nanos(ns)))?;
+        }
+        if let Some(ns) = change.step_backward_ns {
+            self.clock.step(Step::Backward(Nanos(ns)))?;
+        }
+        if let Some(offset) = &change.offset {
+            self.clock.set_offset(offset.vcpu, offset.ns, offset.backward)?;
+        }
+        Ok(self.clock.status())
     }
 
     /// Sends a signal.

@@ -261,6 +261,38 @@ pub enum StreamsChoice {
     Null,
 }
 
+/// What `PATCH /v1/clock` takes. Each that is there is done, in this order; the first that fails ends it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockChange {
+    /// Seconds of virtual time in a second of the host's, as a decimal number: `0.5`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rate: Option<String>,
+    /// All clocks jump ahead.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub step_forward_ns: Option<u64>,
+    /// All clocks jump back: programs see time run backwards.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub step_backward_ns: Option<u64>,
+    /// By how much a vCPU's clock, or all of them, shall be ahead.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub offset: Option<ClockOffset>,
+}
+
+/// By how much clocks are ahead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockOffset {
+    /// Whose; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vcpu: Option<u32>,
+    /// By how much.
+    pub ns: i64,
+    /// A clock may be set back by it.
+    #[serde(default)]
+    pub backward: bool,
+}
+
 /// A program that was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawned {

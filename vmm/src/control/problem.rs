@@ -9,6 +9,7 @@ use vcpu_sched::requests::message::Refusal;
 
 use super::api::{PROBLEM_JSON, Problem};
 use crate::affinity::live::LiveError;
+use crate::clock::ClockError;
 use crate::guestview::GuestViewError;
 use crate::requests::RequestError;
 use crate::vm::run_control::RunControlError;
@@ -86,6 +87,19 @@ impl From<LiveError> for Fault {
     fn from(error: LiveError) -> Self {
         let hint = "GET /v1/vcpus shows where the threads may run now";
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string(), hint)
+    }
+}
+
+impl From<ClockError> for Fault {
+    fn from(error: ClockError) -> Self {
+        let (status, hint) = match &error {
+            ClockError::Run(_) => (StatusCode::CONFLICT, "GET /v1/vm shows the machine's state"),
+            _ => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "GET /v1/clock shows the clock as it is; docs/clock.md says what it can do",
+            ),
+        };
+        Self::new(status, error.to_string(), hint)
     }
 }
 

@@ -11,9 +11,11 @@ use serde_json::Value;
 pub use self::tables::{or_dash, state, table, time};
 use self::tables::{tasks_table, vcpus_table, vm_table};
 use super::api::{
-    Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, StreamsChoice, TaskChange, Tasks, Vcpus, Vm,
+    ClockChange, ClockOffset, Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, StreamsChoice, TaskChange,
+    Tasks, Vcpus, Vm,
 };
 use super::client::{Client, ClientError};
+use crate::clock::Status;
 use crate::guestview::Task;
 
 /// What to ask for.
@@ -66,6 +68,9 @@ pub enum Question {
     Set(SetArgs),
     /// Start a program that is in the guest
     Spawn(SpawnArgs),
+    /// The guest's clock: what it is, and changes to it
+    #[command(visible_alias = "clock")]
+    Tsc(ClockArgs),
     /// The machine's counters as Prometheus reads them
     Metrics,
 }
@@ -105,6 +110,29 @@ pub struct SetArgs {
     /// What changes.
     #[command(flatten)]
     pub changes: Changes,
+}
+
+/// What changes of the clock; nothing: show it.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct ClockArgs {
+    /// Seconds of virtual time in a second of the host's, 0.01 to 100
+    #[arg(long)]
+    pub rate: Option<String>,
+    /// All clocks jump ahead, by nanoseconds
+    #[arg(long, value_name = "NS", conflicts_with = "step_backward")]
+    pub step_forward: Option<u64>,
+    /// All clocks jump back, by nanoseconds: programs see time run backwards
+    #[arg(long, value_name = "NS")]
+    pub step_backward: Option<u64>,
+    /// By how many nanoseconds the clock of --vcpu, or of all, shall be ahead
+    #[arg(long, value_name = "NS", allow_hyphen_values = true)]
+    pub offset: Option<i64>,
+    /// Whose clock --offset is about
+    #[arg(long, value_name = "VCPU", requires = "offset")]
+    pub vcpu: Option<u32>,
+    /// A clock may be set back by --offset
+    #[arg(long, requires = "offset")]
+    pub backward: bool,
 }
 
 /// Flags of `spawn`.
@@ -161,8 +189,24 @@ pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, Clie
             let spawned: Spawned = client.send("/v1/tasks", &SpawnRequest { path, args, env, cwd, streams })?;
             if json { pretty(&spawned) } else { format!("{}\n", spawned.process) }
         }
+        Question::Tsc(args) => {
+            let change = args.wanted();
+            let status: Status = match change == ClockChange::default() {
+                true => client.get("/v1/clock")?,
+                false => client.patch("/v1/clock", &change)?,
+            };
+            show.one(&status, tables::clock_table)
+        }
         Question::Metrics => client.text("/v1/metrics")?,
     })
+}
+
+impl ClockArgs {
+    fn wanted(self) -> ClockChange {
+        let Self { rate, step_forward, step_backward, offset, vcpu, backward } = self;
+        let offset = offset.map(|ns| ClockOffset { vcpu, ns, backward });
+        ClockChange { rate, step_forward_ns: step_forward, step_backward_ns: step_backward, offset }
+    }
 }
 
 impl Changes {

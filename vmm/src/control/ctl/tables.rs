@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::clock::Status;
 use crate::control::api::{Pinned, Stats, Tasks, Vcpus, Vm};
 use crate::guestview::Task;
 
@@ -170,6 +171,27 @@ pub fn tasks(list: &[Task]) -> String {
 pub fn pins_table(pinned: &[Pinned]) -> String {
     let row = |pin: &Pinned| vec![pin.index.to_string(), pin.affinity.clone()];
     table(&[">VCPU", "AFFINITY"], &pinned.iter().map(row).collect::<Vec<_>>())
+}
+
+/// The guest's clock.
+pub fn clock_table(clock: &Status) -> String {
+    let mut out = String::new();
+    let offsets = clock.offsets_ns.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+    let rows = [
+        ("mode", clock.mode.clone()),
+        ("asked", or_dash(clock.asked_khz.map(|khz| format!("{khz} kHz")))),
+        ("told", format!("{} kHz", clock.told_khz)),
+        ("counter", format!("{} kHz", clock.counter_khz)),
+        ("rate", clock.rate.to_string()),
+        ("ahead", format!("{offsets} ns")),
+        ("shows", or_dash(clock.now_ns.map(time))),
+        ("state", if clock.stopped { "stands still" } else { "runs" }.to_owned()),
+        ("changes", clock.changes.to_string()),
+    ];
+    for (name, value) in rows {
+        let _ = writeln!(out, "{name:8} {value}");
+    }
+    out
 }
 
 /// Sums over the machine.

@@ -1,5 +1,6 @@
 //! Which path gives what. One table, which docs/openapi.json must match; the handlers lie in modules by resource.
 
+mod clock;
 mod tasks;
 mod vcpus;
 mod vm;
@@ -12,7 +13,7 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{MethodRouter, get, patch, post, put};
+use axum::routing::{MethodRouter, get, post, put};
 use serde::Serialize;
 
 use super::machine::Machine;
@@ -43,10 +44,11 @@ fn table() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Shared>)>
         ("/v1/vcpus/{index}/affinity", &["put"], put(vcpus::pin_one)),
         ("/v1/affinity", &["put"], put(vcpus::pin)),
         ("/v1/tasks", &["get", "post"], get(tasks::list).post(tasks::spawn)),
-        ("/v1/tasks/{id}", &["get", "patch"], get(tasks::show).merge(patch(tasks::change))),
+        ("/v1/tasks/{id}", &["get", "patch"], get(tasks::show).patch(tasks::change)),
         ("/v1/tasks/{id}/suspend", &["post"], post(tasks::suspend)),
         ("/v1/tasks/{id}/resume", &["post"], post(tasks::resume)),
         ("/v1/tasks/{id}/signal", &["post"], post(tasks::signal)),
+        ("/v1/clock", &["get", "patch"], get(clock::show).patch(clock::change)),
         ("/v1/metrics", &["get"], get(metrics)),
         ("/v1/openapi.json", &["get"], get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI))),
     ]
