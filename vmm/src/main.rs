@@ -13,6 +13,7 @@ use taskvisor::config::file::{self, Said};
 use taskvisor::config::flags::FlagsError;
 use taskvisor::config::{Config, schema};
 use taskvisor::control::ctl;
+use taskvisor::script::{self, Script};
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
 use taskvisor::sim::args::SimArgs;
@@ -76,6 +77,10 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             let text = ctl::ask(socket(&args.socket)?, args.question, args.json)?;
             // A closed pipe behind it is no error.
             let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(0)
+        }
+        Command::Script(args) => {
+            script::run(&Script { path: args.file, args: args.args, out: args.out })?;
             Ok(0)
         }
         Command::Top(args) => {

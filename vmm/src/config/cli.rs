@@ -55,6 +55,8 @@ pub enum Command {
     /// Run a workload on a simulated machine, under the scheduler of the guest kernel
     #[command(after_help = crate::sim::args::EXAMPLES)]
     Sim(crate::sim::args::SimArgs),
+    /// Run an experiment that is written down: guests, changes while they run, tables and plots (docs/scripts.md)
+    Script(ScriptArgs),
     /// Ask a running guest's VMM (taskvisor run --control)
     Ctl(CtlArgs),
     /// Show a running guest's vCPUs and tasks, live
@@ -78,6 +80,19 @@ pub struct DoctorArgs {
     /// Machine-readable output
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `script`.
+#[derive(Debug, Args)]
+pub struct ScriptArgs {
+    /// Directory for the files that the script writes; it is made if need be
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+    /// The script
+    pub file: PathBuf,
+    /// What the script finds in ARGS
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
 }
 
 /// Where a running VMM is found.

@@ -157,7 +157,7 @@ fn jobs(result: &Simulated) -> String {
             ]));
         }
     }
-    if rows.len() == 1 { String::new() } else { "\n".to_owned() + &table(&rows) }
+    if rows.len() == 1 { String::new() } else { format!("\n{}", table(&rows)) }
 }
 
 fn cpus(cpus: &[CpuFigures], time: Nanos) -> String {

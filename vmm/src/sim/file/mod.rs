@@ -190,7 +190,7 @@ mod tests {
             (group("{ affinity = '9-2' }"), "the range ends before it starts"),
             ("[[group]]\nname='g'\npolicy='wild'\nprogram=[{run='1ms'}]".to_owned(), "there is no policy 'wild'"),
             ("[[group]]\nname='g'\npolicy='deadline'\nprogram=[{run='1ms'}]".to_owned(), "needs runtime and deadline"),
-            ("[[channel]]\nname='c'\ncapacity=0\n".to_owned() + &group("{run='1ms'}"), "channel c: the capacity"),
+            (format!("[[channel]]\nname='c'\ncapacity=0\n{}", group("{run='1ms'}")), "channel c: the capacity"),
         ];
         for (text, part) in cases {
             let error = parse(&text).unwrap_err().to_string();
