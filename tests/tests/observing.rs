@@ -10,6 +10,25 @@ on_1_2_and_4_vcpus! {
         assert_eq!(outcome.text(), "about to: exit\n", "again: {}", outcome.typed);
         outcome.expect_stderr(r#"write(1, "about to: exit\n", 15"#).expect_stderr("exit_group(7)");
     }
+    /// As `strace -f`: a parent in vfork is cut off by its child, and its line goes on later.
+    fn strace_goes_on_with_calls_that_others_cut_off(guest: Guest) {
+        let outcome = guest.flag("--strace").run(&program("musl/clones"), &[] as &[&str]);
+        outcome.expect_code(0);
+        let lines = &outcome.stderr;
+        let of = |line: &str| line.strip_prefix("[pid").and_then(|l| l.split(']').next()).map(|p| p.trim().to_owned());
+        let mut begun = std::collections::HashMap::new();
+        for line in lines.lines() {
+            let Some(pid) = of(line) else { continue };
+            let text = line.split_once("] ").map_or("", |(_, text)| text);
+            if text.ends_with(" <unfinished ...>") {
+                let name = text.split('(').next().unwrap_or_default().to_owned();
+                assert!(begun.insert(pid, name).is_none(), "two at once: {line}; again: {}", outcome.typed);
+            } else if let Some(name) = text.strip_prefix("<... ").and_then(|t| t.split(' ').next()) {
+                assert_eq!(begun.remove(&pid).as_deref(), Some(name), "{line}; again: {}", outcome.typed);
+            }
+        }
+        outcome.expect_stderr("vfork( <unfinished ...>").expect_stderr("<... vfork resumed>) = ");
+    }
     fn stats_tell_milestones_exits_and_memory(guest: Guest) {
         let last = guest.vcpus() - 1;
         let outcome = guest.flag("--stats").run(&program("musl/hello"), ["0"]);

@@ -84,4 +84,10 @@ on_1_2_and_4_vcpus! {
     fn pi_glibc(guest: Guest) {
         guest.same_as_host(&program("glibc/pi"), &["100"]).expect_stdout("PASS");
     }
+    fn splices_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/splices"), &[] as &[&str]).expect_stdout("PASS");
+    }
+    fn splices_glibc(guest: Guest) {
+        guest.same_as_host(&program("glibc/splices"), &[] as &[&str]).expect_stdout("PASS");
+    }
 }

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use super::calls::{at, descriptor, info, name, open, socket, transfer};
 use super::open_file::Flags;
 use super::path::AT_FDCWD;
-use super::{epoll, eventfd, locks, pidfd, poll, signalfd};
+use super::{epoll, eventfd, locks, pidfd, pipe, poll, signalfd};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::Process;
 
@@ -49,8 +49,9 @@ fn rest(p: &Arc<Process>, nr: u64, a: &[u64; 6]) -> Option<SysResult> {
         328 => transfer::pwritev(p, a[0], a[1], a[2], a[3], a[5]),
         40 => transfer::sendfile(p, a[0], a[1], a[2], a[3]),
         326 => transfer::copy_file_range(p, a),
-        // splice, tee, vmsplice: programs fall back to read and write
-        275 | 276 | 278 => Err(Errno::EINVAL),
+        275 => pipe::splice(p, a),
+        276 => pipe::tee(p, a[0], a[1], a[2], a[3]),
+        278 => pipe::vmsplice(p, a[0], a[1], a[2], a[3]),
         76 => transfer::truncate(p, a[0], a[1]),
         77 => transfer::ftruncate(p, a[0], a[1]),
         285 => transfer::fallocate(p, a[0], a[1], a[2], a[3]),

@@ -17,6 +17,8 @@ use crate::sync::{SpinLock, WaitQueue};
 use crate::time::timer::{TimerHandle, TimerTarget, call_at};
 use crate::time::{self, shown};
 
+/// Nanoseconds between looks at a repeating timer that nobody reads.
+const UNREAD_PAUSE: u64 = 4_000_000;
 /// EFD_SEMAPHORE.
 const SEMAPHORE: u64 = 1;
 /// TFD_TIMER_ABSTIME.
@@ -145,6 +147,8 @@ struct TimerState {
     next: Option<Nanos>,
     interval: u64,
     expired: u64,
+    /// The next look is later than the next expiry.
+    paused: bool,
     /// Number of the present setting: a shot of an older one does nothing.
     generation: u64,
     handle: Option<TimerHandle>,
@@ -171,6 +175,7 @@ impl TimerTarget for Shot {
         }
         let Some(due) = s.next else { return };
         s.handle = None;
+        let unread = s.expired > 0;
         s.expired = s.expired.saturating_add(1);
         s.next = None;
         // Expiries that were missed meanwhile count at once.
@@ -179,7 +184,10 @@ impl TimerTarget for Shot {
             let next = Nanos(due.0.saturating_add((late + 1).saturating_mul(s.interval)));
             s.next = Some(next);
             let shot = Shot { timer: self.timer.clone(), generation: self.generation };
-            s.handle = Some(call_at(next, Arc::new(shot)));
+            // While nobody reads there is nobody to be told: an interval of nanoseconds must not take the CPU.
+            let soonest = if unread { Nanos(time::now().0.saturating_add(UNREAD_PAUSE)) } else { Nanos::ZERO };
+            s.paused = soonest > next;
+            s.handle = Some(call_at(next.max(soonest), Arc::new(shot)));
         }
         drop(s);
         self.timer.queue.wake_all();
@@ -191,7 +199,7 @@ impl Timer {
         let old = {
             let mut s = self.state.lock();
             s.generation += 1;
-            s.expired = 0;
+            (s.expired, s.paused) = (0, false);
             (s.next, s.interval) = (next, interval);
             s.handle.take()
         };
@@ -218,10 +226,26 @@ impl Timer {
         [s.interval / NANOS, s.interval % NANOS, rest / NANOS, rest % NANOS]
     }
 
-    fn try_take(&self) -> Option<u64> {
-        let mut s = self.state.lock();
-        let n = core::mem::take(&mut s.expired);
+    fn try_take(self: &Arc<Self>) -> Option<u64> {
+        let (n, paused) = {
+            let mut s = self.state.lock();
+            let paused = core::mem::take(&mut s.paused).then(|| s.handle.take()).flatten();
+            (core::mem::take(&mut s.expired), paused)
+        };
+        if let Some(handle) = paused {
+            handle.cancel();
+            self.go_on();
+        }
         (n > 0).then_some(n)
+    }
+
+    /// It was read: it is looked at when it is due again.
+    fn go_on(self: &Arc<Self>) {
+        let mut s = self.state.lock();
+        if let (Some(next), None) = (s.next, &s.handle) {
+            let shot = Shot { timer: self.clone(), generation: s.generation };
+            s.handle = Some(call_at(next, Arc::new(shot)));
+        }
     }
 }
 
@@ -285,7 +309,7 @@ pub fn create_timer(process: &Process, clock: u64, flags: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let given = creation_flags(flags, 0)?;
-    let state = TimerState { next: None, interval: 0, expired: 0, generation: 0, handle: None };
+    let state = TimerState { next: None, interval: 0, expired: 0, paused: false, generation: 0, handle: None };
     let realtime = clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_ALARM;
     let timer = Arc::new(Timer { state: SpinLock::new(state), queue: WaitQueue::of(WaitReason::Io), realtime });
     process.fs.install(OpenFile::new(TimerFile(timer), given | Flags::RDWR), given.contains(Flags::CLOEXEC))

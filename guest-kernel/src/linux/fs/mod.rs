@@ -6,7 +6,8 @@
 //! `epoll`, `tty`, `console_file`, `dev`.
 //!
 //! Lock order in this folder (left to right): a file's position -> tree (`memfs::RENAME`) -> a file's `order` or a pipe's ring ->
-//! user memory (which may fault) -> spin locks, which are leaves but for the order given in `epoll`.
+//! user memory (which may fault) -> spin locks, which are leaves but for the order given in `epoll`. And by splice: a pipe's ring -> a
+//! file's position.
 
 mod archive;
 mod calls;

@@ -13,6 +13,7 @@ use super::io::IoCursor;
 use super::open_file::{Events, File, Flags, OpenFile};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::signal::{SigInfo, SigSet, UNBLOCKABLE, code};
+use crate::linux::process::timers;
 use crate::linux::process::{self, Process};
 use crate::mm::user;
 use crate::sync::WaitQueue;
@@ -87,10 +88,13 @@ impl File for SignalFile {
                 .wait_interruptible(None, || self.take())
                 .map_err(|_| Errno::ERESTARTSYS)?,
         };
+        let process = process::current();
+        timers::taken(&process, &first);
         let mut done = io.put(&record(&first))?;
         while io.left() >= RECORD
             && let Some(info) = self.take()
         {
+            timers::taken(&process, &info);
             done += io.put(&record(&info))?;
         }
         Ok(done)

@@ -32,6 +32,16 @@ impl SocketEnd {
         (make(&back, &there), make(&there, &back))
     }
 
+    /// What it reads from.
+    pub fn input(&self) -> &End {
+        &self.input
+    }
+
+    /// What it writes to.
+    pub fn output(&self) -> &End {
+        &self.output
+    }
+
     /// shutdown(2): 0 reading, 1 writing, 2 both.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ const PROCESS: i32 = 2;
 const THREAD: i32 = 3;
 /// Looks that are due sooner are put off until then: the tick of a Linux with CONFIG_HZ=250, whose CPU timers know no finer
 /// time.
-const TICK: u64 = 4_000_000;
+pub const TICK: u64 = 4_000_000;
 
 /// One such clock. It keeps nobody alive.
 pub enum CpuClock {

@@ -2,6 +2,9 @@
 //!
 //! A [`Timer`] fires in interrupt context; a fire that lost the race with a change finds that its time has not come. One on CPU
 //! time is looked at when its time can have come at the earliest, and armed anew if it has not.
+//!
+//! A repeating timer goes on when its signal is taken ([`taken`]), as Linux's do: an interval shorter than a handler would leave the
+//! program no time. Signals that nobody takes don't stop it: it is looked at every [`TICK`], and what was missed is counted.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -9,7 +12,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use vcpu_sched::ids::Nanos;
 
-use super::cpu_clock::CpuClock;
+use super::cpu_clock::{CpuClock, TICK};
 use super::signal::{self, MAX_SIGNAL, SIGALRM, SIGPROF, SIGVTALRM, SigInfo, code};
 use super::times::{from_timespec, to_timespec, to_timeval};
 use super::{Process, Thread, identity, resource};
@@ -162,7 +165,12 @@ impl Timer {
 
     fn remaining(s: &State, now: Option<Nanos>) -> (u64, u64) {
         // An armed timer never shows 0: that would say disarmed.
-        (s.next.zip(now).map_or(0, |(at, now)| at.0.saturating_sub(now.0).max(1)), s.interval)
+        let left = s.next.zip(now).map_or(0, |(at, now)| match at.0.checked_sub(now.0) {
+            Some(left) => left.max(1),
+            // Due, and not looked at yet: the next time is shown.
+            None => (now.0 - at.0).checked_rem(s.interval).map_or(1, |late| s.interval - late),
+        });
+        (left, s.interval)
     }
 
     /// `delay` from now, by its clock; none for 0, which disarms.
@@ -189,9 +197,25 @@ impl Timer {
             h.cancel();
         }
         if let Some((next, me)) = next.zip(self.me.upgrade()) {
-            self.arm(next, self.clock.first_look(now, next), me);
+            let soonest = if at <= now { Nanos(time::now().0.saturating_add(TICK)) } else { Nanos::ZERO };
+            self.arm(next, self.clock.first_look(now, next).max(soonest), me);
         }
         at <= now
+    }
+
+    /// Its signal was taken: the next one may come when it is due.
+    fn go_on(&self) {
+        let Some((now, me)) = self.clock.now().zip(self.me.upgrade()) else { return };
+        let (next, handle) = {
+            let mut s = self.state.lock();
+            (s.next, s.handle.take())
+        };
+        if let Some(h) = handle {
+            h.cancel();
+        }
+        if let Some(next) = next {
+            self.arm(next, self.clock.first_look(now, next), me);
+        }
     }
 
     /// Arms the next shot, unless the timer was changed meanwhile.
@@ -224,6 +248,21 @@ impl TimerTarget for Timer {
                 };
             }
         }
+    }
+}
+
+/// A signal was taken; if a timer sent it, that goes on.
+pub fn taken(process: &Process, info: &SigInfo) {
+    let timer = match info.code {
+        code::SI_TIMER => process.timers.lock().posix.get(&(info.fields[0] as i32)).cloned(),
+        code::SI_KERNEL => {
+            let which = INTERVAL_SIGNALS.iter().position(|s| *s == info.signo);
+            which.and_then(|w| process.timers.lock().intervals[w].clone())
+        }
+        _ => None,
+    };
+    if let Some(timer) = timer {
+        timer.go_on();
     }
 }
 

@@ -50,6 +50,7 @@ const CLONE: Names = &[
     (0x200, "CLONE_FS"),
     (0x400, "CLONE_FILES"),
     (0x800, "CLONE_SIGHAND"),
+    (0x1000, "CLONE_PIDFD"),
     (0x4000, "CLONE_VFORK"),
     (0x1_0000, "CLONE_THREAD"),
     (0x4_0000, "CLONE_SYSVSEM"),
@@ -94,6 +95,9 @@ const FUTEX: &[&str] = &[
     "FUTEX_TRYLOCK_PI",
     "FUTEX_WAIT_BITSET",
     "FUTEX_WAKE_BITSET",
+    "FUTEX_WAIT_REQUEUE_PI",
+    "FUTEX_CMP_REQUEUE_PI",
+    "FUTEX_LOCK_PI2",
 ];
 const ADVICE: &[&str] =
     &["MADV_NORMAL", "MADV_RANDOM", "MADV_SEQUENTIAL", "MADV_WILLNEED", "MADV_DONTNEED", "", "", "", "MADV_FREE"];
@@ -106,6 +110,14 @@ const LIMITS: &[&str] = &[
     "RLIMIT_RSS",
     "RLIMIT_NPROC",
     "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
 ];
 const EPOLL: &[&str] = &["", "EPOLL_CTL_ADD", "EPOLL_CTL_DEL", "EPOLL_CTL_MOD"];
 const FCNTL: &[&str] =

@@ -199,14 +199,18 @@ impl Drop for Bounce {
 }
 
 /// Where one side of a transfer between files stands: at an offset of the caller's, or at the file's position.
-struct Side {
+pub struct Side {
     file: FileRef,
     /// Address of the offset, and the offset.
     at: Option<(u64, u64)>,
 }
 
 impl Side {
-    fn new(process: &Process, fd: u64, offset: u64) -> Result<Self, Errno> {
+    /// The file of a descriptor; `offset` is the address of an offset, or 0.
+    ///
+    /// # Errors
+    /// EBADF, EFAULT, EINVAL.
+    pub fn new(process: &Process, fd: u64, offset: u64) -> Result<Self, Errno> {
         let file = process.fs.file(fd as i32)?;
         let at = if offset == 0 { None } else { Some((offset, user::read::<u64>(offset)?)) };
         if at.is_some_and(|(_, o)| o > i64::MAX as u64) {
@@ -225,7 +229,11 @@ impl Side {
         }
     }
 
-    fn write(&mut self, io: &mut IoCursor<'_>) -> Result<usize, Errno> {
+    /// Writes, and goes on.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub fn write(&mut self, io: &mut IoCursor<'_>) -> Result<usize, Errno> {
         if !self.file.flags().writable() {
             return Err(Errno::EBADF);
         }
@@ -239,14 +247,18 @@ impl Side {
     fn unread(&mut self, n: usize) {
         match &mut self.at {
             None => {
-                // Both files were checked to have positions.
+                // Else it has gone to nobody, as with a program that reads and can't write.
                 let _ = self.file.file.seek(-(n as i64), 1);
             }
             Some((_, o)) => *o -= n as u64,
         }
     }
 
-    fn finish(&self) -> Result<(), Errno> {
+    /// Tells the caller its offset.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub fn finish(&self) -> Result<(), Errno> {
         if let Some((address, offset)) = self.at {
             user::write(address, &offset)?;
         }
@@ -254,8 +266,11 @@ impl Side {
     }
 }
 
-/// Moves bytes from a file with positions to another file.
-fn copy(mut from: Side, mut to: Side, len: u64) -> SysResult {
+/// Moves bytes from one file to another. What could not be written is taken back, if the first has positions.
+///
+/// # Errors
+/// As read(2) and write(2), if nothing was moved.
+pub fn copy(mut from: Side, mut to: Side, len: u64) -> SysResult {
     let bounce = Bounce::new()?;
     let mut done = 0u64;
     let mut result = Ok(());

@@ -11,7 +11,7 @@ use super::{MAX_SIGNAL, SigSet, UNBLOCKABLE, bit, recalculate, send_info, send_i
 use crate::arch::trap_entry::TrapFrame;
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::identity::task_by_tid;
-use crate::linux::process::{Process, Thread, table, thread_of, times};
+use crate::linux::process::{Process, Thread, table, thread_of, timers, times};
 use crate::mm::user;
 use crate::sync::{Interrupted, WaitQueue};
 
@@ -129,6 +129,9 @@ pub fn rt_sigtimedwait(thread: &Thread, set: u64, info: u64, timeout: u64, size:
     let alone = WaitQueue::of(WaitReason::Signal);
     // The sender sets `work` to wake us: what it sent may be what we wait for, so look before giving up.
     let found = alone.wait_interruptible(deadline, take).or_else(|e| take().ok_or(e));
+    if let Ok(info) = &found {
+        timers::taken(&thread.process, info);
+    }
     thread.waiting_for.store(0, Ordering::SeqCst);
     match found {
         Ok(i) => {

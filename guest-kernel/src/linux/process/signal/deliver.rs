@@ -7,7 +7,7 @@ use super::info::{Action, SigInfo, code, flags};
 use super::{REPORTED, SIGSEGV, SIGSTOP, STOPPING, SigSet, UNBLOCKABLE, bit, force, recalculate};
 use crate::arch::trap_entry::{TrapFrame, VECTOR_SYSCALL};
 use crate::linux::errno::Errno;
-use crate::linux::process::{Process, Thread, crash_report, exit, out_of_memory, table};
+use crate::linux::process::{Process, Thread, crash_report, exit, out_of_memory, table, timers};
 use crate::linux::strace;
 use crate::mm::frame;
 use crate::task::{current, work};
@@ -39,6 +39,7 @@ pub fn before_user(thread: &Thread, frame: &mut TrapFrame) {
             Next::Wait => wait_while_stopped(&thread.process),
             Next::Nothing => break,
             Next::Signal(info, action) => {
+                timers::taken(&thread.process, &info);
                 strace::signal(thread, &info);
                 if action.handler == Action::IGNORE {
                     continue;

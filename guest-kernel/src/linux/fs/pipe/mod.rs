@@ -6,7 +6,11 @@
 //! - A waiting reader is woken when the ring stops being empty, a waiting writer when `PIPE_BUF` bytes of room appear; each
 //!   passes the wake-up on if something is left. Once somebody polls, every transfer wakes (edge-triggered epoll needs it).
 
-use alloc::boxed::Box;
+mod ring;
+mod splice;
+
+pub use splice::{splice, tee, vmsplice};
+
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
@@ -14,15 +18,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 
 use vcpu_sched::events::WaitReason;
 
+use self::ring::{PAGE, Ring};
 use super::inode::{Inode, Metadata, device, mode};
 use super::io::IoCursor;
 use super::open_file::{Events, File, FileRef, Flags, OpenFile};
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::process::Process;
-use crate::mm::frame;
-use crate::mm::layout::PAGE_SIZE;
-use crate::mm::{PhysAddr, user};
-use crate::sync::{Interrupted, Mutex, WaitQueue};
+use crate::mm::user;
+use crate::sync::{Interrupted, Mutex, MutexGuard, WaitQueue};
 use crate::time;
 
 /// Bytes that go in at once (PIPE_BUF).
@@ -31,119 +34,8 @@ const PIPE_BUF: usize = 4096;
 const DEFAULT_CAPACITY: usize = 64 << 10;
 /// Largest capacity (/proc/sys/fs/pipe-max-size).
 const MAX_CAPACITY: usize = 1 << 20;
-const PAGE: usize = PAGE_SIZE as usize;
 /// Bytes that can be read now. Linux include/uapi/asm-generic/ioctls.h.
 const FIONREAD: u32 = 0x541b;
-
-struct Ring {
-    /// Frames by position, made when they are first needed; their number is a power of two.
-    frames: Box<[Option<PhysAddr>]>,
-    head: usize,
-    len: usize,
-}
-
-impl Ring {
-    fn new(capacity: usize) -> Self {
-        Self { frames: alloc::vec![None; capacity / PAGE].into(), head: 0, len: 0 }
-    }
-
-    fn capacity(&self) -> usize {
-        self.frames.len() * PAGE
-    }
-
-    /// The connected piece at a position: bytes from there to the end of its frame.
-    fn piece(&mut self, position: usize) -> Result<&'static mut [u8], Errno> {
-        // The capacity is a power of two.
-        let at = position & (self.capacity() - 1);
-        let slot = &mut self.frames[at / PAGE];
-        let f = match *slot {
-            Some(f) => f,
-            None => *slot.insert(frame::alloc()?),
-        };
-        // SAFETY: the frame is the ring's until it drops, and the ring is locked while the piece is used.
-        Ok(unsafe { core::slice::from_raw_parts_mut(f.as_ptr::<u8>().add(at % PAGE), PAGE - at % PAGE) })
-    }
-
-    /// Moves as many bytes as there are to the buffers.
-    fn drain(&mut self, io: &mut IoCursor<'_>) -> Result<usize, Errno> {
-        let mut done = 0;
-        while self.len > 0 && io.left() > 0 {
-            let (head, len) = (self.head, self.len);
-            let piece = self.piece(head)?;
-            let n = piece.len().min(len).min(io.left());
-            match io.put(&piece[..n]) {
-                Ok(k) => {
-                    self.head += k;
-                    self.len -= k;
-                    done += k;
-                    if k < n {
-                        break;
-                    }
-                }
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e),
-            }
-        }
-        if self.len == 0 {
-            self.head = 0; // the first frame again: it is warm
-        }
-        self.head &= self.capacity() - 1;
-        Ok(done)
-    }
-
-    /// Moves as many bytes as fit from the buffers.
-    fn fill(&mut self, io: &mut IoCursor<'_>) -> Result<usize, Errno> {
-        let mut done = 0;
-        while self.len < self.capacity() && io.left() > 0 {
-            let room = self.capacity() - self.len;
-            let at = self.head + self.len;
-            let piece = match self.piece(at) {
-                Ok(p) => p,
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e),
-            };
-            let n = piece.len().min(room).min(io.left());
-            match io.take(&mut piece[..n]) {
-                Ok(k) => {
-                    self.len += k;
-                    done += k;
-                    if k < n {
-                        break;
-                    }
-                }
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(done)
-    }
-
-    /// Changes the capacity; what is in it is kept.
-    fn resize(&mut self, capacity: usize) -> Result<(), Errno> {
-        if capacity < self.len {
-            return Err(Errno::EBUSY);
-        }
-        let mut new = Ring::new(capacity);
-        while self.len > 0 {
-            let (head, len) = (self.head, self.len);
-            let from = self.piece(head)?;
-            let to = new.piece(new.len)?;
-            let n = from.len().min(len).min(to.len());
-            to[..n].copy_from_slice(&from[..n]);
-            new.len += n;
-            self.head = (self.head + n) & (self.capacity() - 1);
-            self.len -= n;
-        }
-        *self = new;
-        Ok(())
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        self.frames.iter_mut().filter_map(Option::take).for_each(frame::put);
-    }
-}
 
 /// A pipe.
 pub struct Pipe {
@@ -232,14 +124,7 @@ impl Pipe {
                 let before = ring.len;
                 let result = ring.drain(io);
                 let after = ring.len;
-                let capacity = ring.capacity();
-                self.len.store(after, Ordering::Release);
-                drop(ring);
-                let had_room = capacity - before >= PIPE_BUF;
-                let polled = before != after && self.polled.load(Ordering::Relaxed);
-                if !had_room && capacity - after >= PIPE_BUF || polled {
-                    self.writable.wake_one();
-                }
+                self.drained(ring, before);
                 if slept && after > 0 {
                     self.readable.wake_one();
                 }
@@ -282,13 +167,7 @@ impl Pipe {
                     continue; // another writer was quicker
                 }
                 let result = ring.fill(io);
-                let after = ring.len;
-                self.len.store(after, Ordering::Release);
-                drop(ring);
-                let polled = before != after && self.polled.load(Ordering::Relaxed);
-                if before == 0 && after > 0 || polled {
-                    self.readable.wake_one();
-                }
+                self.filled(ring, before);
                 match result {
                     Ok(n) => done += n,
                     Err(_) if done > 0 => return Ok(done),
@@ -314,6 +193,31 @@ impl Pipe {
                     Err(e) => return Err(restart(e)),
                 }
             }
+        }
+    }
+
+    /// Bytes were taken out of the ring, which held `before`: unlocks it and wakes a writer that has room now.
+    #[inline]
+    fn drained(&self, ring: MutexGuard<'_, Ring>, before: usize) {
+        let (after, capacity) = (ring.len, ring.capacity());
+        self.len.store(after, Ordering::Release);
+        drop(ring);
+        let had_room = capacity - before >= PIPE_BUF;
+        let polled = before != after && self.polled.load(Ordering::Relaxed);
+        if !had_room && capacity - after >= PIPE_BUF || polled {
+            self.writable.wake_one();
+        }
+    }
+
+    /// Bytes were put into the ring, which held `before`: unlocks it and wakes a reader.
+    #[inline]
+    fn filled(&self, ring: MutexGuard<'_, Ring>, before: usize) {
+        let after = ring.len;
+        self.len.store(after, Ordering::Release);
+        drop(ring);
+        let polled = before != after && self.polled.load(Ordering::Relaxed);
+        if before == 0 && after > 0 || polled {
+            self.readable.wake_one();
         }
     }
 
