@@ -151,7 +151,9 @@ pub fn leave(mut call: Call, result: &SysResult) {
     let _ = match result {
         Ok(v) if table::gives_address(call.nr) => write!(t, ") = {v:#x}"),
         Ok(v) => write!(t, ") = {}", *v as i64),
-        Err(e @ (Errno::ERESTARTSYS | Errno::ERESTARTNOINTR | Errno::ERESTARTNOHAND | Errno::ERESTART_RESTARTBLOCK)) => {
+        Err(
+            e @ (Errno::ERESTARTSYS | Errno::ERESTARTNOINTR | Errno::ERESTARTNOHAND | Errno::ERESTART_RESTARTBLOCK),
+        ) => {
             write!(t, ") = ? {e:?} (interrupted by a signal)")
         }
         Err(e) => write!(t, ") = -1 {e:?}{}", decode::error_text(*e)),

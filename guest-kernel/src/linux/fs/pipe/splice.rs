@@ -195,7 +195,11 @@ impl Pipe {
     }
 
     /// Gives bytes to `write`, piece by piece, as long as it takes whole pieces.
-    fn feed(&self, len: usize, mut write: impl FnMut(&mut IoCursor<'_>) -> Result<usize, Errno>) -> Result<usize, Errno> {
+    fn feed(
+        &self,
+        len: usize,
+        mut write: impl FnMut(&mut IoCursor<'_>) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
         let mut ring = self.ring.lock();
         let (before, mut done) = (ring.len, 0);
         let mut result = Ok(());

@@ -10,6 +10,7 @@
 //! A task has a node while it waits, or holds a lock that somebody waits for; only then can its parameters be other than its own.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -144,8 +145,8 @@ impl Graph {
         if self.leads_to(owner_id, waiter.task.id) {
             return Err(Deadlock);
         }
-        if !self.locks.contains_key(&key) {
-            self.locks.insert(key, Lock { owner: owner.id, unwritten: false, waiters: Vec::new() });
+        if let Entry::Vacant(free) = self.locks.entry(key) {
+            free.insert(Lock { owner: owner.id, unwritten: false, waiters: Vec::new() });
             self.node(owner).holds.push(key);
         }
         self.node(&waiter.task).waits_for = Some(key);

@@ -173,9 +173,8 @@ fn inherit(thread: &Thread, key: Key, addr: u64) -> SysResult {
     let written = loop {
         let mut graph = GRAPH.lock();
         let more = if graph.waiting(key) > 0 { FUTEX_WAITERS } else { 0 };
-        let done = user::load_u32(addr).and_then(|old| {
-            user::cas_u32(addr, old, thread.tid() | FUTEX_OWNER_DIED | more).map(|found| found == old)
-        });
+        let done = user::load_u32(addr)
+            .and_then(|old| user::cas_u32(addr, old, thread.tid() | FUTEX_OWNER_DIED | more).map(|found| found == old));
         match done {
             Ok(true) => break Ok(graph.written(key)),
             Ok(false) => {}
