@@ -130,6 +130,7 @@ fn no_cpu_sees_an_unmapped_page() -> TestResult {
             check!(s.space.map(elsewhere, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
             check!(user::write(elsewhere, &1u32).is_ok());
             check!(user::write(ADDRESS, &(round as u32)).is_ok());
+            check!(user::load_u32(elsewhere) == Ok(1), "this CPU still writes to the page of before");
             // From here on an older value could only come from the page that `map` has just replaced.
             s.phase.store(round, Ordering::Release);
             s.wait_for_looks()?;
