@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
-use taskvisor::config::cli::{Cli, Command, ConfigQuestion, ControlArgs};
+use taskvisor::config::cli::{Cli, Command, ConfigQuestion, ControlArgs, TscCommand};
 use taskvisor::config::file::{self, Said};
 use taskvisor::config::flags::FlagsError;
 use taskvisor::config::{Config, schema};
 use taskvisor::control::ctl;
-use taskvisor::script::{self, Script};
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
+use taskvisor::script::{self, Script};
 use taskvisor::sim::args::SimArgs;
-use taskvisor::{host, logger, manual, report, sim, top};
+use taskvisor::{clock, host, logger, manual, report, sim, top};
 use vcpu_sched::checker::Options;
 use vcpu_sched::ids::Nanos;
 
@@ -106,6 +106,14 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             Ok(if report.can_run() { 0 } else { EXIT_VMM })
         }
         Command::Sim(args) => simulate(&args),
+        Command::Tsc(TscCommand::Verify(args)) => {
+            let json = args.json;
+            let report = clock::verify::verify(*args)?;
+            let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
+            // A closed pipe behind it is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(if report.holds { 0 } else { clock::verify::EXIT_OFF })
+        }
         Command::Completions { shell } => {
             // A closed pipe behind it is no error.
             let _ = std::io::stdout().write_all(&manual::completions(shell));

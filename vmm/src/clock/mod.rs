@@ -14,6 +14,7 @@
 //! | [`page`] | the page in guest memory |
 //! | [`native`] | KVM's scaling and offsets, measured before they are relied on |
 //! | [`interrupt`] | telling the guest's CPUs |
+//! | [`verify`] | measuring it all from inside a guest |
 
 pub mod counter;
 pub mod interrupt;
@@ -24,6 +25,7 @@ pub mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::sync::{Arc, Mutex};
 

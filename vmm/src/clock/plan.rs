@@ -111,6 +111,16 @@ impl Plan {
         Ok(Self { facts, rate: settings.rate, offsets })
     }
 
+    /// What it comes to.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// By how many nanoseconds each vCPU's clock shall be ahead.
+    pub fn offsets(&self) -> &[i64] {
+        &self.offsets
+    }
+
     /// The frequency that the guest is told, for CPUID; 0: unknown.
     pub fn told_khz(&self) -> u32 {
         self.facts.told_khz

@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use super::file::{self, FileError, Said};
 use super::flags::{GuestFlags, MachineFlags};
 use super::units::parse_duration;
+use crate::clock::verify::VerifyArgs;
 use crate::control::ctl::Question;
 
 /// Paragraphs are single lines: clap wraps them to the terminal.
@@ -61,6 +62,9 @@ pub enum Command {
     Ctl(CtlArgs),
     /// Show a running guest's vCPUs and tasks, live
     Top(TopArgs),
+    /// Measure a guest's clocks from inside
+    #[command(subcommand)]
+    Tsc(TscCommand),
     /// Print a shell's completions: source <(taskvisor completions bash)
     Completions {
         /// Which shell
@@ -73,6 +77,17 @@ pub enum Command {
         out: PathBuf,
     },
 }
+
+/// What to do with clocks.
+#[derive(Debug, Subcommand)]
+pub enum TscCommand {
+    /// Boot a guest with these flags and tell what was asked of its clocks, what KVM reports and what a program in it measures
+    #[command(after_help = VERIFY_EXIT_CODES)]
+    Verify(Box<VerifyArgs>),
+}
+
+const VERIFY_EXIT_CODES: &str =
+    "Exit code: 0 all is as asked for; 1 something is off; 125 nothing could be measured.";
 
 /// Flags of `doctor`.
 #[derive(Debug, Args)]
