@@ -247,7 +247,8 @@ fn a_task_waits_for_its_cpu_to_leave_its_stack() -> TestResult {
                 core::hint::spin_loop();
             }
         };
-        until(HANG_MS, &|| listener.state.load() == State::Blocked);
+        // Ready: chaos has woken it, and it can't run before we let go of the lock.
+        until(HANG_MS, &|| matches!(listener.state.load(), State::Blocked | State::Ready));
         let left = cpu::get(CpuId(listener.cpu.load(Ordering::Relaxed))).ok_or("no such CPU")?;
         let switches = left.stats.switches.load(Ordering::Relaxed);
         bell.rung.store(i, Ordering::Release);
