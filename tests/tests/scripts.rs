@@ -97,7 +97,7 @@ fn guests_are_waited_for_changed_and_ended() {
         vm.pause();
         if vm.vm().state != "paused" { fail("pause") }
         vm.resume();
-        let pid = vm.spawn("/bin/busybox", ["sleep", "1000"]);
+        let pid = vm.start("/bin/busybox", ["sleep", "1000"]);
         vm.signal(pid, "KILL");
         if !vm.running() { fail("it ended") }
         let end = run(#{}, ["busybox", "sh", "-c", "echo out; echo err >&2; exit 3"]);

@@ -1,9 +1,11 @@
 //! Guests of a script: processes of this program, and what can be asked of them.
 //!
-//! All of them end with the script, whatever ends that: [`Guests`] kills those that are left.
+//! All of them end with the script, whatever ends that: [`Guests`] kills those that are left, and if this process is killed, the
+//! kernel tells them.
 
 use std::cell::RefCell;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -69,6 +71,10 @@ impl Guests {
         }
         if !program.is_empty() {
             command.arg("--").args(&program);
+        }
+        // SAFETY: between fork and exec, a system call alone.
+        unsafe {
+            command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
         }
         let start = Instant::now();
         let mut child =
@@ -288,7 +294,7 @@ impl Guest {
         self.ask(|client| client.send::<Value>(&format!("/v1/tasks/{task}/signal"), &request)).map(drop)
     }
 
-    fn spawn(&mut self, path: ImmutableString, args: Array) -> Answer<i64> {
+    fn start(&mut self, path: ImmutableString, args: Array) -> Answer<i64> {
         let args = args.iter().map(word).collect::<Answer<Vec<_>>>()?;
         let request = SpawnRequest { path: path.into(), args, ..SpawnRequest::default() };
         let spawned: Spawned = self.ask(|client| client.send("/v1/tasks", &request))?;
@@ -335,7 +341,7 @@ pub fn register(engine: &mut Engine, guests: &Rc<Guests>) {
         .register_fn("suspend", |guest: &mut Guest, task: i64| guest.task_verb(task, "suspend"))
         .register_fn("resume", |guest: &mut Guest, task: i64| guest.task_verb(task, "resume"))
         .register_fn("signal", Guest::signal)
-        .register_fn("spawn", Guest::spawn)
+        .register_fn("start", Guest::start)
         .register_fn("pause", |guest: &mut Guest| guest.vm_verb("pause"))
         .register_fn("resume", |guest: &mut Guest| guest.vm_verb("resume"))
         .register_fn("shutdown", |guest: &mut Guest| guest.vm_verb("shutdown"))

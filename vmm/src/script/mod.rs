@@ -21,6 +21,10 @@ use self::guest::Guests;
 
 /// Operations of a script, some hundred to a line that does something.
 const MAX_OPERATIONS: u64 = 20_000_000;
+/// Time of its own on a CPU: an operation on a long list is a long one. Waiting isn't counted.
+const MAX_COMPUTING: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+/// Operations between two looks at that time.
+const LOOK_EVERY: u64 = 64;
 /// Nested calls.
 const MAX_CALLS: usize = 64;
 /// Bytes of a string: a program's output may be one.
@@ -101,6 +105,7 @@ fn explain(path: &Path, error: &EvalAltResult) -> ScriptError {
     let position = error.position();
     let what = match error.unwrap_inner() {
         EvalAltResult::ErrorRuntime(what, _) => what.to_string(),
+        EvalAltResult::ErrorTerminated(..) => format!("more than {MAX_COMPUTING:?} of computing: does it end?"),
         EvalAltResult::ErrorTooManyOperations(_) => format!("more than {MAX_OPERATIONS} operations: does it end?"),
         other => {
             // Without rhai's own words for the place, which is given in front.
@@ -126,6 +131,8 @@ fn engine(guests: &Rc<Guests>, out: &Path) -> Engine {
         .set_max_array_size(MAX_ELEMENTS)
         .set_max_map_size(MAX_ELEMENTS)
         .set_max_expr_depths(MAX_DEPTH, MAX_DEPTH);
+    let end = computed() + MAX_COMPUTING;
+    engine.on_progress(move |done| (done % LOOK_EVERY == 0 && computed() > end).then_some(Dynamic::UNIT));
     engine.on_print(|text| {
         use std::io::Write;
         // A closed pipe behind it is no error.
@@ -142,6 +149,13 @@ fn engine(guests: &Rc<Guests>, out: &Path) -> Engine {
     guest::register(&mut engine, guests);
     table::register(&mut engine, out);
     engine
+}
+
+/// What this thread has had of a CPU.
+fn computed() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    Duration::from_secs(part(now.tv_sec)) + Duration::from_nanos(part(now.tv_nsec))
 }
 
 /// A time as flags take it, an hour at most.
