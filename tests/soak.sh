@@ -80,4 +80,9 @@ while ((SECONDS < end)); do
     rounds=$((rounds + 1))
     echo "soak: round $rounds done, $(((end - SECONDS) / 60)) min left"
 done
+if command -v schemathesis >/dev/null; then
+    tests/api-fuzz.sh 240 "$RANDOM"
+else
+    echo "soak: left out: the API by schemathesis (pip install schemathesis)"
+fi
 echo "soak: $rounds rounds, all passed"
