@@ -1,6 +1,6 @@
 /* Small costs, each as a line "NAME COUNT NS TICKS": per operation, the least of several batches. Under an emulator that counts
  * instructions with the TSC, TICKS is instructions, loop included.
- * Usage: ubench WHAT [COUNT]    syscall | yield | switch | remote | pipe | fault | sleep
+ * Usage: ubench WHAT [COUNT]    syscall | yield | switch | wake | remote | pipe | fault | sleep
  *        ubench idle SECONDS | spin MILLIONS [THREADS]      loads without a figure of their own */
 #define _GNU_SOURCE
 #include "check.h"
@@ -28,13 +28,17 @@ static void empty_loop(long count) {
     }
 }
 
+/* As null_calls, so that the difference is the kernel's. */
+static void yields(long count) {
+    for (long i = 0; i < count; i++) {
+        long result = SYS_sched_yield;
+        __asm__ volatile("syscall" : "+a"(result) : : "rcx", "r11", "memory");
+    }
+}
 static volatile int partner_stop;
 static void *yielding(void *unused) {
-    while (!partner_stop) syscall(SYS_sched_yield);
+    while (!partner_stop) yields(1);
     return unused;
-}
-static void yields(long count) {
-    for (long i = 0; i < count; i++) syscall(SYS_sched_yield);
 }
 
 static int there[2], back[2];
@@ -217,6 +221,9 @@ int main(int argc, char **argv) {
         pthread_join(partner, NULL);
         wake_latency("wake-preempts", count, -1, 10);
         preemptions(10);
+    } else if (!strcmp(what, "wake")) {
+        on_one_cpu();
+        wake_latency("wake-preempts", count, -1, 10);
     } else if (!strcmp(what, "remote")) {
         on_one_cpu();
         wake_latency("wake-remote", count, 1, 0);
@@ -239,7 +246,7 @@ int main(int argc, char **argv) {
     } else if (!strcmp(what, "idle")) {
         sleep((unsigned)count);
     } else {
-        fprintf(stderr, "usage: ubench syscall|yield|switch|remote|pipe|fault|spin|sleep|idle [COUNT]\n");
+        fprintf(stderr, "usage: ubench syscall|yield|switch|wake|remote|pipe|fault|spin|sleep|idle [COUNT]\n");
         return 2;
     }
     return 0;

@@ -1,8 +1,10 @@
-/* QEMU plugin: counts the kernel's instructions from its entry to the first user instruction, for each vCPU and address.
+/* QEMU plugin: counts the kernel's instructions from its entry to the first user instruction, for each vCPU and address; or, of one
+ * vCPU, from an address to another one, the least of all times.
  *
  * Only tests/src/bin/taskvisor-bench uses it. The few declarations of QEMU's plugin interface (version 1) stand here, because no
  * package ships its header. Arguments: entry=ADDRESS (physical = virtual) and out=FILE. The file gets "cpu N COUNT" lines and
- * "pc ADDRESS COUNT" lines.
+ * "pc ADDRESS COUNT" lines. With from=ADDRESS and to=ADDRESS instead of entry it gets "span COUNT", both ends counted: from the
+ * last time at the first address before the second was reached.
  */
 #include <inttypes.h>
 #include <stdint.h>
@@ -31,12 +33,30 @@ static struct place *places;
 static uint64_t entry, per_cpu[256];
 static enum { BEFORE, INSIDE, AFTER } window;
 static char out[4096];
+static uint64_t from, to, span, least_span = UINT64_MAX;
+static int in_span;
 
 /* Between the boot segment and the upper half lies nothing of the kernel. */
 static int is_user(uint64_t address) { return address >= 0x200000 && address < 0x800000000000; }
 
+static void measured(uint64_t address) {
+    if (address == from) {
+        in_span = 1;
+        span = 0;
+    }
+    if (!in_span || is_user(address)) return;
+    span++;
+    if (address != to) return;
+    in_span = 0;
+    if (span < least_span) least_span = span;
+}
+
 static void executed(unsigned cpu, void *data) {
     struct place *place = data;
+    if (from) {
+        measured(place->address);
+        return;
+    }
     if (window == BEFORE && place->address == entry) window = INSIDE;
     if (window != INSIDE) return;
     if (is_user(place->address)) {
@@ -64,6 +84,11 @@ static void finished(qemu_plugin_id_t id, void *unused) {
     (void)id, (void)unused;
     FILE *file = fopen(out, "w");
     if (!file) return;
+    if (from) {
+        if (least_span != UINT64_MAX) fprintf(file, "span %" PRIu64 "\n", least_span);
+        fclose(file);
+        return;
+    }
     fprintf(file, "window %d\n", (int)window);
     for (int cpu = 0; cpu < 256; cpu++)
         if (per_cpu[cpu]) fprintf(file, "cpu %d %" PRIu64 "\n", cpu, per_cpu[cpu]);
@@ -76,9 +101,11 @@ __attribute__((visibility("default"))) int qemu_plugin_install(qemu_plugin_id_t 
     (void)info;
     for (int i = 0; i < argc; i++) {
         if (!strncmp(argv[i], "entry=", 6)) entry = strtoull(argv[i] + 6, NULL, 0);
+        if (!strncmp(argv[i], "from=", 5)) from = strtoull(argv[i] + 5, NULL, 0);
+        if (!strncmp(argv[i], "to=", 3)) to = strtoull(argv[i] + 3, NULL, 0);
         if (!strncmp(argv[i], "out=", 4)) snprintf(out, sizeof out, "%s", argv[i] + 4);
     }
-    if (!entry || !out[0]) return -1;
+    if ((!entry && (!from || !to)) || !out[0]) return -1;
     qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
     qemu_plugin_register_atexit_cb(id, finished, NULL);
     return 0;

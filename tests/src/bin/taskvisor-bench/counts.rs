@@ -20,8 +20,9 @@ const EACH_FURTHER_CPU: f64 = 60_000.0;
 const NULL_CALL: f64 = 150.0;
 /// Without the two halves of a call that are around it.
 const SWITCH: f64 = 350.0;
-/// From before the call that wakes until the woken task runs, likewise.
+/// From the wake-up to the end of the switch to the woken task, all of it in the kernel.
 const WAKE: f64 = 500.0;
+const RECORD: f64 = 60.0;
 const MINOR_FAULT: f64 = 1_500.0;
 
 /// QEMU's `tcg` has no CPUID leaf for the TSC's frequency, which Taskvisor gives: told here, so that the kernel's measuring of
@@ -152,12 +153,58 @@ fn operations(table: &mut Table, qemu: &Path) {
     if let Ok(figures) = ubench("pipe", "200") {
         table.push(Row::new("pipe round trip between two threads", get(&figures, "pipe-round-trip"), "instructions"));
     }
+    wake(table, qemu);
+    records(table, qemu);
+}
+
+/// A wake-up and the switch to the woken task, from within: what of "wake to running" is the scheduler's.
+fn wake(table: &mut Table, qemu: &Path) {
+    let name = "wake to running, same CPU, sched::place::place to the end of the switch";
+    let dir = TempDir::new();
+    let count = || -> Result<f64, String> {
+        let plugin = build_plugin(&dir)?;
+        let image = Image::new(&TSC_KNOWN, &program("musl/ubench"), &["wake", "50"]);
+        let symbols = Symbols::read(&image.file("kernel.elf"));
+        let address = |name: &str| symbols.address(name).ok_or_else(|| format!("the kernel has no symbol {name}"));
+        let (from, to) = (address("sched::place::place")?, address("switch_task_done")?);
+        let out = dir.path().join("span");
+        let plugin = format!("{},from={from:#x},to={to:#x},out={}", plugin.display(), out.display());
+        let outcome = icount(image.qemu(qemu, "tcg", "microvm", 1)).arg("-plugin").arg(plugin).run();
+        let text = fs::read_to_string(&out).map_err(|_| format!("no counts, exit code {}", outcome.code()))?;
+        text.trim().strip_prefix("span ").and_then(|n| n.parse().ok()).ok_or_else(|| "never reached".into())
+    };
+    push(table, name, count(), WAKE, "without the futex call around it");
+}
+
+/// What a trace record costs: the same with and without tracing.
+fn records(table: &mut Table, qemu: &Path) {
+    let traced = ["--cmdline", "tsc_khz=1000000 trace=ring"];
+    let figure = |flags: &[&str], what: &str, key: &str| {
+        let figures = ubench_with(qemu, flags, 1, what, "200")?;
+        figures.get(key).copied().ok_or_else(|| format!("no figure {key}"))
+    };
+    let more = |what: &str, key: &str| Ok::<_, String>(figure(&traced, what, key)? - figure(&TSC_KNOWN, what, key)?);
+    // A call leaves two records; a pair of yields four, and two of a switch.
+    let call = more("syscall", "syscall").map(|both| both / 2.0);
+    let switch = more("yield", "yield-pair").and_then(|all| Ok(all / 2.0 - 2.0 * call.clone()?));
+    push(table, "trace record of a system call", call, RECORD, "finding out that it is traced included");
+    push(table, "trace record of a switch", switch, RECORD, "both tasks' class and number included");
 }
 
 /// What ubench prints: instructions by name.
 fn ubench(qemu: &Path, policy: &str, cpus: u32, what: &str, count: &str) -> Result<BTreeMap<String, f64>, String> {
     let flags = [TSC_KNOWN.as_slice(), &["--policy", policy]].concat();
-    let image = Image::new(&flags, &program("musl/ubench"), &[what, count]);
+    ubench_with(qemu, &flags, cpus, what, count)
+}
+
+fn ubench_with(
+    qemu: &Path,
+    flags: &[&str],
+    cpus: u32,
+    what: &str,
+    count: &str,
+) -> Result<BTreeMap<String, f64>, String> {
+    let image = Image::new(flags, &program("musl/ubench"), &[what, count]);
     let outcome = icount(image.qemu(qemu, "tcg", "microvm", cpus)).run();
     let figures: BTreeMap<_, _> = outcome
         .text()
@@ -185,7 +232,7 @@ fn switches(table: &mut Table, qemu: &Path, policy: &str, call: f64) {
     let rows = [
         ("voluntary switch (sched_yield of two threads)", &figures, "yield-pair", 0.5, call, fair.then_some(SWITCH)),
         ("futex wake, wait, switch to the woken", &figures, "wake-pair", 0.5, 2.0 * call, None),
-        ("wake to running, same CPU (SCHED_FIFO)", &figures, "wake-preempts", 1.0, call, fair.then_some(WAKE)),
+        ("futex call to the woken program's next instruction, same CPU", &figures, "wake-preempts", 1.0, call, None),
         ("tick to the next task's first instruction", &figures, "preempt", 1.0, 0.0, None),
         ("wake to running, other idle CPU", &remote, "wake-remote", 1.0, call, None),
     ];

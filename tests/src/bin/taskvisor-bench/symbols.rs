@@ -47,6 +47,15 @@ impl Symbols {
         Some(Self { functions, entry: word(24, 8)? })
     }
 
+    /// The address of the function whose name, without crate and hash, is `name`.
+    pub fn address(&self, name: &str) -> Option<u64> {
+        let is_it = |mangled: &str| {
+            let demangled = format!("{:#}", rustc_demangle::demangle(mangled));
+            demangled == name || demangled.strip_suffix(name).is_some_and(|head| head.ends_with("::"))
+        };
+        self.functions.iter().find(|(.., mangled)| is_it(mangled)).map(|(start, ..)| *start)
+    }
+
     /// The function that holds an address.
     pub fn name(&self, address: u64) -> String {
         let after = self.functions.partition_point(|(start, ..)| *start <= address);
