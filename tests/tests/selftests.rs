@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use taskvisor_tests::guest::program;
-use taskvisor_tests::{Guest, on_1_2_and_4_vcpus, selftest};
+use taskvisor_tests::{Guest, on_1_2_and_4_vcpus, prereq, selftest};
 
 /// Runs the tests of a test kernel; the program is never started.
 fn run(guest: Guest, kernel: &Path) {
@@ -24,8 +24,13 @@ on_1_2_and_4_vcpus! {
 
 /// The in-guest test `name` ends in a kernel panic on purpose; the report is what is tested.
 fn crash(name: &str, report: &[&str]) {
+    crash_with(&format!("test={name}"), report);
+}
+
+/// The same with more on the kernel's command line.
+fn crash_with(cmdline: &str, report: &[&str]) {
     let guest = Guest::new(2).flag("--kernel").flag(selftest::kernel()).flag("--log").flag("stderr");
-    let guest = guest.flag("--cmdline").flag(format!("test={name}"));
+    let guest = guest.flag("--cmdline").flag(cmdline);
     let outcome = guest.run(&program("musl/hello"), [] as [&str; 0]);
     outcome.expect_code(123).expect_stderr("task ").expect_stderr("\"selftest\"");
     for part in report {
@@ -61,4 +66,22 @@ fn a_triple_fault_of_our_kernel_names_the_task() {
 #[test]
 fn a_kernel_panic_has_a_symbolised_backtrace() {
     crash("crash_panic", &["kernel panic: asked for by crash_panic", "run_all+0x"]);
+}
+
+/// The ring's last records are in the report, oldest first: what the CPU did before it panicked.
+#[test]
+fn a_kernel_panic_shows_the_last_trace_records() {
+    let last = ["trace records of CPU ", " switch task ", "name task ", "\"selftest\""];
+    crash_with("test=crash_panic trace=ring trace_records=64", &last);
+}
+
+/// Moments that hardly come by themselves, on purpose: seeds as good as any others, whose runs the command in a failing test repeats.
+/// Not on one vCPU: its time would be virtual, and stand still while a test waits for it to pass.
+#[test]
+fn kernel_tests_under_chaos() {
+    if prereq::kvm_or_left_out() {
+        for (vcpus, seed) in [(2, 1), (4, 2), (2, 3), (4, 4), (2, 5)] {
+            run(Guest::new(vcpus).flag("--chaos").flag(seed.to_string()), selftest::kernel());
+        }
+    }
 }
