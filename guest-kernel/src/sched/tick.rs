@@ -37,6 +37,12 @@ pub fn timer(me: &Cpu) {
         let mut rq = me.run_queue.lock_irqs_off();
         let tsc = time::tsc();
         me.timers.arm_slice(u64::MAX, tsc);
+        let least = me.picked_at.load(Ordering::Relaxed).saturating_add(time::least_turn());
+        if tsc < least {
+            // Virtual time is fast, and the turn was over before its task had done anything.
+            me.timers.arm_slice(least, tsc);
+            return;
+        }
         let over = ask(me, &mut rq, me.clock.at(tsc));
         if over {
             // Relaxed: the lock orders it. Looked at on the way out of this interrupt.

@@ -14,10 +14,11 @@ pub mod wall;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use vcpu_sched::clock::{ClockLine, ClockPage};
+use vcpu_sched::clock::{ClockLine, ClockPage, Rate};
 use vcpu_sched::directory::{Entry, EntryKind};
 use vcpu_sched::ids::{Khz, Nanos};
 
+use crate::arch::features::{Features, has};
 use crate::arch::instr::{cpuid, rdtsc};
 use crate::boot::cmdline;
 use crate::chaos;
@@ -28,6 +29,12 @@ use crate::sched;
 
 /// The clock in force. Written by the boot CPU until the directory is published, then by the VMM.
 static PAGE: ClockPage = ClockPage::new();
+/// See [`least_turn`].
+static LEAST_TURN: AtomicU64 = AtomicU64::new(0);
+/// Some times what a switch and a timer interrupt take, in microseconds of real time.
+const LEAST_TURN_US: u64 = 20;
+/// The same where ring 0 is interpreted.
+const LEAST_TURN_SLOW_US: u64 = 1000;
 /// Frequency of the local APIC timer.
 static APIC_KHZ: AtomicU64 = AtomicU64::new(0);
 /// What every hypervisor that this kernel meets gives its APIC timer when it doesn't say: 1 GHz (KVM: APIC_BUS_CYCLE_NS = 1;
@@ -96,7 +103,18 @@ pub fn page_frame() -> PhysAddr {
 pub fn start_this_cpu(me: &Cpu) {
     if let Some((line, sequence)) = PAGE.line() {
         me.clock.fill(&line, sequence, tsc());
+        let micros = if has(Features::SLOW_RING0) { LEAST_TURN_SLOW_US } else { LEAST_TURN_US };
+        let least = if line.rate > Rate::REAL { u64::from(line.counter.0) * micros / 1000 } else { 0 };
+        // Relaxed: a figure by itself, and the same from every CPU.
+        LEAST_TURN.store(least, Ordering::Relaxed);
     }
+}
+
+/// Ticks that a task has its CPU at least before the timer takes it away; 0 unless virtual time is faster than real time. A
+/// slice can then be shorter than the switch that begins it, and nobody would ever get anything done.
+#[inline]
+pub fn least_turn() -> u64 {
+    LEAST_TURN.load(Ordering::Relaxed)
 }
 
 /// Takes over what the page says, if that is something new. Own CPU, interrupts off, no lock held.
