@@ -67,6 +67,7 @@ for purpose in $purposes; do
         need 'command -v bash-static' 'bash-static' 'a static bash'
         need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, as the check on exact CPU semantics'
         need 'command -v hwloc-ls' 'hwloc-nox' 'hwloc, as a judge of topologies'
+        need 'command -v chromium || command -v chromium-browser || command -v google-chrome' 'chromium' 'Chromium, which draws the page of a report'
         need 'stock_kernel' '' 'a stock Linux kernel image, /boot/vmlinuz-*'
         need 'command -v python3 && python3 -m pip --version' 'python3-pip' 'Python with pip'
         perfetto_definitions || fetch_perfetto_definitions >/dev/null 2>&1 || true

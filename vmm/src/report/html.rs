@@ -20,9 +20,12 @@ use super::model::Report;
 
 const PAGE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/style.css");
-const SCRIPTS: [&str; 4] = [
+const SCRIPTS: [&str; 7] = [
     include_str!("page/data.js"),
+    include_str!("page/levels.js"),
+    include_str!("page/raster.js"),
     include_str!("page/view.js"),
+    include_str!("page/lanes.js"),
     include_str!("page/tables.js"),
     include_str!("page/main.js"),
 ];

@@ -12,6 +12,8 @@ pub mod model;
 mod spread;
 mod tasks;
 #[cfg(test)]
+mod browser_tests;
+#[cfg(test)]
 mod tests;
 mod text;
 mod timeline;

@@ -1,7 +1,6 @@
 //! Whole reports of small traces that are made here, and of files that are none.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
@@ -15,28 +14,28 @@ use super::{ReportError, report};
 use crate::trace::clock::ClockMap;
 use crate::trace::{Header, Malformed, Stream, TraceError, TraceWriter, VERSION};
 
-const FAIR: ClassTag = ClassTag { prio: 120, policy: 0 };
+pub(super) const FAIR: ClassTag = ClassTag { prio: 120, policy: 0 };
 const FIFO: ClassTag = ClassTag { prio: 49, policy: 1 };
 /// Ticks are nanoseconds.
 const CLOCK: ClockMap = ClockMap { tsc: 0, ns: 0, khz: 1_000_000 };
 
-fn name(tsc: u64, task: u32, text: &str) -> Record {
+pub(super) fn name(tsc: u64, task: u32, text: &str) -> Record {
     let mut bytes = [0; 16];
     bytes[..text.len()].copy_from_slice(text.as_bytes());
     let [a, b] = [&bytes[..8], &bytes[8..]].map(|half| u64::from_le_bytes(half.try_into().unwrap()));
     Record { tsc, task, kind: Kind::Name as u8, a, b, ..Record::default() }
 }
 
-fn side(task: u32, seq: u16, class: ClassTag) -> Side {
+pub(super) fn side(task: u32, seq: u16, class: ClassTag) -> Side {
     Side { task: TaskId(task), seq, class }
 }
 
-fn idle(cpu: u32) -> Side {
+pub(super) fn idle(cpu: u32) -> Side {
     side(1 + cpu, 0, ClassTag::IDLE)
 }
 
 /// Two CPUs. A worker hands jobs to a helper on the other CPU; a real-time task takes the worker's CPU for a while.
-fn cpus() -> [Vec<Record>; 2] {
+pub(super) fn cpus() -> [Vec<Record>; 2] {
     let (worker, helper, urgent) = (10, 11, 12);
     let queued = |kind, tsc, task, seq, flags, waker: Side, cpu, class| {
         Record::queued(kind, tsc, TaskId(task), seq, flags, waker.task, CpuId(cpu), class, 1)
@@ -75,7 +74,7 @@ fn cpus() -> [Vec<Record>; 2] {
     [first, second]
 }
 
-fn write(dir: &TempDir, file: &str, cpus: [Vec<Record>; 2]) -> PathBuf {
+pub(super) fn write(dir: &TempDir, file: &str, cpus: [Vec<Record>; 2]) -> PathBuf {
     let path = dir.path().join(file);
     let header = Header {
         version: VERSION,
@@ -96,7 +95,7 @@ fn write(dir: &TempDir, file: &str, cpus: [Vec<Record>; 2]) -> PathBuf {
     path
 }
 
-fn complete() -> Options {
+pub(super) fn complete() -> Options {
     Options { complete: true, ..Options::default() }
 }
 
@@ -223,48 +222,4 @@ proptest! {
             Err(error) => prop_assert!(error.to_string().contains("t."), "{error}"),
         }
     }
-}
-
-/// Put before everything else in the page: keeps what goes wrong.
-const LISTEN: &str = "<script>window.wrong = []; addEventListener('error', (e) => wrong.push(e.message)); \
-    console.error = (...text) => wrong.push(text.join(' '));</script>";
-/// Put behind: looks at the picture once it has been drawn, and goes through every panel and key.
-const LOOK: &str = "<script>setTimeout(() => { \
-    for (const name of Object.keys(panels)) show(name); \
-    for (const key of ['w', 'a', 'd', 's', 't', '0']) dispatchEvent(new KeyboardEvent('keydown', { key })); \
-    selectTask(0, byTask.order[0]); step(1); draw(); \
-    const g = canvas.getContext('2d'), data = g.getImageData(0, 0, canvas.width, canvas.height).data, seen = new Set(); \
-    for (let i = 0; i < data.length; i += 4) seen.add(data[i] << 16 | data[i + 1] << 8 | data[i + 2]); \
-    document.body.replaceChildren(`LOOKED colours=${seen.size} frames=${view.frames} slices=${slices.total} wrong=[${wrong.join(';')}]`); \
-    }, 300);</script>";
-
-#[test]
-fn the_page_draws_in_a_browser() {
-    let browser = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(|name| {
-        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()))
-    });
-    let Some(browser) = browser else {
-        // Past the test runner's capture, as the whole-system tests do it.
-        let told = "left out: the_page_draws_in_a_browser: a Chromium is missing (Debian: chromium)";
-        let _ = writeln!(std::io::stderr(), "{told}");
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let page = dir.path().join("page.html");
-    report(&write(&dir, "t.pftrace", cpus()), Some(&page), complete()).unwrap();
-    let html = fs::read_to_string(&page).unwrap();
-    let html = html.replacen("<head>", &format!("<head>{LISTEN}"), 1).replacen("</body>", &format!("{LOOK}</body>"), 1);
-    fs::write(&page, html).unwrap();
-    let out = std::process::Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,800", "--virtual-time-budget=3000"])
-        .arg(format!("--user-data-dir={}", dir.path().join("profile").display()))
-        .args(["--dump-dom", &format!("file://{}", page.display())])
-        .output()
-        .unwrap();
-    let dom = String::from_utf8_lossy(&out.stdout);
-    let told = dom.split_once("LOOKED ").unwrap_or_else(|| panic!("the page did not run: {out:?}")).1;
-    let told = told.split('<').next().unwrap_or_default().trim();
-    assert!(told.ends_with("slices=7 wrong=[]"), "{told}");
-    let colours: u32 = told.split(['=', ' ']).nth(1).unwrap().parse().unwrap();
-    assert!(colours > 8, "hardly anything is drawn: {told}");
 }

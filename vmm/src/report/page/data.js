@@ -17,7 +17,8 @@ const slices = (() => {
   const index = new Map(picture.serials.map((serial, i) => [serial, i]));
   let at = 0;
   picture.lanes.forEach((lane, number) => {
-    const bytes = Uint8Array.from(atob(lane.data), (c) => c.charCodeAt(0));
+    const text = atob(lane.data), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
     let p = 0;
     const varint = () => {
       let n = 0, scale = 1, b;
@@ -42,10 +43,6 @@ const slices = (() => {
   });
   return s;
 })();
-
-/** Time on a CPU before each slice, counted over all lanes: how busy any span was is then two look-ups. */
-const before = new Float64Array(slices.total + 1);
-for (let i = 0; i < slices.total; i++) before[i + 1] = before[i] + slices.ran[i];
 
 /** Each task's slices by time: order[first[t]] to order[first[t + 1] - 1]. */
 const byTask = (() => {
@@ -78,10 +75,13 @@ function span(ns) {
 
 const label = (t) => t < 0 ? "(not listed)" : report.tasks[t].name;
 
-/** Colours far apart for tasks next to each other in the table: steps of the golden angle. */
-function colour(t, dark, alpha = 1) {
-  if (t < 0) return dark ? `rgba(120,130,145,${alpha})` : `rgba(140,150,165,${alpha})`;
-  const hue = (t * 137.508 + 212) % 360, ring = Math.floor(t / 12) % 3;
-  const light = (dark ? 56 : 58) + (ring - 1) * 9;
-  return `hsla(${hue.toFixed(1)},${dark ? 55 : 62}%,${light}%,${alpha})`;
+/** Colours far apart for tasks next to each other in the table: steps of the golden angle. Hue, saturation, lightness. */
+function hsl(t, dark) {
+  if (t < 0) return [216, 11, dark ? 52 : 60];
+  const ring = Math.floor(t / 12) % 3;
+  return [(t * 137.508 + 212) % 360, dark ? 55 : 62, (dark ? 56 : 58) + (ring - 1) * 9];
+}
+function colour(t, dark) {
+  const [hue, saturation, light] = hsl(t, dark);
+  return `hsl(${hue.toFixed(1)},${saturation}%,${light}%)`;
 }

@@ -1,5 +1,4 @@
-// The time line: what part of it is shown, and how that is drawn. Drawing costs by the pixel, not by the slice: a lane is walked by
-// binary search from one pixel to the next, and a pixel that holds many slices takes its shade from the time they ran.
+// The time line: what part of it is shown, and everything on it but the slices (lanes.js).
 const canvas = document.getElementById("timeline"), overview = document.getElementById("overview");
 const view = {
   from: 0, to: END, scroll: 0, selected: -1, task: -1, found: null, hover: -1, dirty: true, frames: 0,
@@ -14,9 +13,11 @@ function loadColours() {
   paint = { dark };
   for (const name of ["bg", "panel", "line", "text", "dim", "accent", "lane", "wait", "sleep", "bad"]) paint[name] = css(`--${name}`);
   paint.task = report.tasks.map((_, t) => colour(t, dark));
-  paint.taskFaded = report.tasks.map((_, t) => colour(t, dark, 0.16));
-  paint.other = colour(-1, dark);
-  paint.otherFaded = colour(-1, dark, 0.16);
+  paint.taskInk = Uint32Array.from(report.tasks, (_, t) => packHsl(hsl(t, dark), 1));
+  paint.taskFadedInk = Uint32Array.from(report.tasks, (_, t) => packHsl(hsl(t, dark), 0.16));
+  paint.otherInk = packHsl(hsl(-1, dark), 1);
+  paint.otherFadedInk = packHsl(hsl(-1, dark), 0.16);
+  paint.waitInk = packCss(paint.wait);
 }
 
 const width = () => canvas.clientWidth, height = () => canvas.clientHeight;
@@ -55,8 +56,6 @@ function scrollBy(dy) {
 }
 
 const faded = (t) => (view.found && !view.found.has(t)) || (view.task >= 0 && !view.found && view.task !== t);
-const fill = (t) => (t < 0 ? (faded(t) ? paint.otherFaded : paint.other) : faded(t) ? paint.taskFaded[t] : paint.task[t]);
-
 function fit(c) {
   const ratio = window.devicePixelRatio || 1, w = Math.round(c.clientWidth * ratio), h = Math.round(c.clientHeight * ratio);
   if (c.width !== w || c.height !== h) { c.width = w; c.height = h; }
@@ -64,44 +63,6 @@ function fit(c) {
   g.setTransform(ratio, 0, 0, ratio, 0, 0);
   g.clearRect(0, 0, c.clientWidth, c.clientHeight);
   return g;
-}
-
-/** A lane of slices `at(lo)` to `at(hi - 1)` from y to y + h. `total(a, b)`: time that those between ran. */
-function drawSlices(g, lo, hi, at, y, h, total, names) {
-  const px = (view.to - view.from) / (width() - view.GUTTER);
-  let i = after(slices.end, view.from, lo, hi, at);
-  while (i < hi) {
-    const k = at(i), start = slices.start[k];
-    if (start >= view.to) return;
-    const end = slices.end[k], x = Math.max(view.GUTTER, xOf(start)), w = xOf(Math.min(end, view.to)) - x;
-    if (w >= 1.5) {
-      g.fillStyle = fill(slices.task[k]);
-      if (slices.flags[k] & Flag.TOGETHER) g.globalAlpha = 0.35 + 0.65 * Math.min(1, slices.ran[k] / (end - start));
-      g.fillRect(x, y, Math.max(1, w - (w > 4 ? 0.6 : 0)), h);
-      g.globalAlpha = 1;
-      if (names && w > 34) {
-        g.fillStyle = paint.dark ? "rgba(8,12,18,.92)" : "rgba(255,255,255,.96)";
-        if (faded(slices.task[k])) g.fillStyle = paint.dim;
-        const several = slices.flags[k] & Flag.TOGETHER ? ` ×${slices.count[k]}` : "";
-        g.save();
-        g.beginPath();
-        g.rect(x, y, w - 3, h);
-        g.clip();
-        g.fillText(label(slices.task[k]) + several, x + 5, y + h / 2 + 0.5);
-        g.restore();
-      }
-      i++;
-      continue;
-    }
-    // Many in a pixel: the one that ran longest of the first few gives the colour, their time together the height.
-    const column = Math.floor(x), until = timeAt(column + 1), last = Math.max(i + 1, after(slices.start, until, i, hi, at));
-    let longest = k;
-    for (let j = i; j < Math.min(last, i + 12); j++) if (slices.ran[at(j)] > slices.ran[longest]) longest = at(j);
-    const share = Math.min(1, total(i, last) / px), tall = Math.max(2, h * Math.sqrt(share));
-    g.fillStyle = fill(slices.task[longest]);
-    g.fillRect(column, y + h - tall, 1, tall);
-    i = last;
-  }
 }
 
 function drawRuler(g) {
@@ -132,8 +93,7 @@ function drawCpus(g) {
     if (y + view.CPU < view.RULER || y > height()) return;
     g.fillStyle = paint.lane;
     g.fillRect(view.GUTTER, y, width() - view.GUTTER, view.CPU);
-    g.font = "11px system-ui, 'DejaVu Sans', sans-serif";
-    drawSlices(g, lane.first, lane.last, (i) => i, y, view.CPU, (a, b) => before[b] - before[a], true);
+    drawLane(cpuLanes[n], y, view.CPU, CPU_LOOK);
     const figures = report.cpus.find((c) => c.cpu === lane.cpu), known = figures ? figures.busy_ns + figures.idle_ns : 0;
     g.font = "12px system-ui, 'DejaVu Sans', sans-serif";
     g.fillStyle = paint.text;
@@ -152,31 +112,16 @@ function drawCpus(g) {
 
 /** A task's lane: thin while it sleeps, a band while it waits for a CPU, full while it runs. */
 function drawTask(g, t, y) {
-  const { first, order } = byTask, lo = first[t], hi = first[t + 1], at = (i) => order[i], h = view.TASK - 6, task = report.tasks[t];
+  const h = view.TASK - 6, task = report.tasks[t];
   const begin = Math.max(view.from, task.first_ns - report.trace.begin_ns);
   const end = Math.min(view.to, (task.ended_ns ?? report.trace.end_ns) - report.trace.begin_ns);
   if (end > begin) {
     g.globalAlpha = faded(t) ? 0.4 : 1;
     g.fillStyle = paint.sleep;
     g.fillRect(xOf(begin), y + h / 2 - 1, Math.max(1, xOf(end) - xOf(begin)), 2);
-    g.fillStyle = paint.wait;
-    let drawn = -1;
-    for (let i = after(slices.end, view.from, lo, hi, at); i < hi;) {
-      const k = at(i), x0 = Math.max(view.GUTTER, xOf(slices.start[k] - slices.wait[k])), x1 = Math.min(width(), xOf(slices.start[k]));
-      if (x0 > width()) break;
-      if (x1 > view.GUTTER && x1 - x0 >= 0.7) g.fillRect(x0, y + h / 2 - 3.5, Math.max(1, x1 - x0), 7);
-      drawn = Math.floor(x1);
-      // The rest of a full pixel can't be seen.
-      i = Math.max(i + 1, after(slices.start, timeAt(drawn + 0.5), i, hi, at));
-    }
     g.globalAlpha = 1;
   }
-  g.font = "10px system-ui, 'DejaVu Sans', sans-serif";
-  drawSlices(g, lo, hi, at, y, h, (a, b) => {
-    let sum = 0;
-    for (let i = a; i < Math.min(b, a + 64); i++) sum += slices.ran[at(i)];
-    return b - a > 64 ? sum * (b - a) / 64 : sum;
-  }, false);
+  drawLane(taskLane(t), y, h, TASK_LOOK);
 }
 
 function drawTasks(g) {
@@ -185,6 +130,7 @@ function drawTasks(g) {
   g.beginPath();
   g.rect(0, clip, width(), height() - clip);
   g.clip();
+  raster.clipTop(clip * canvas.height / height());
   const firstRow = Math.max(0, Math.floor((clip - taskTop(0)) / view.TASK));
   for (let row = firstRow; row < rows().length && taskTop(row) < height(); row++) {
     const t = rows()[row], y = taskTop(row) + 3;
@@ -318,8 +264,12 @@ function draw() {
   g.beginPath();
   g.rect(0, view.RULER, width(), height());
   g.clip();
+  raster.begin(canvas.width, canvas.height);
+  raster.clipTop(view.RULER * canvas.height / height());
   drawCpus(g);
   drawTasks(g);
+  raster.end(g);
+  drawNames(g);
   drawArrows(g);
   g.restore();
   drawOverview();
