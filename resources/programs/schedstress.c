@@ -2,7 +2,8 @@
  * their affinities, policies and nice values and tasks end and are born. Every wake-up carries a number, and sums are checked, so that one
  * that got lost hangs the program and one too many shows.
  * Usage: schedstress [ROUNDS] [RINGS] [MEMBERS] [PROCESSES] [LAPS] [SEED], or schedstress spin
- * Each round starts RINGS rings of MEMBERS threads, and PROCESSES pairs of processes; a token goes LAPS times round each ring.
+ * Each round starts RINGS rings of MEMBERS threads, and PROCESSES pairs of processes; a token goes LAPS times round each ring, and
+ * further until as many changes as there are threads were made to running rings.
  * `spin`: one thread computes until another, which sleeps, stops it. */
 #define _GNU_SOURCE
 #include "check.h"
@@ -10,6 +11,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -37,18 +39,22 @@ struct member {
     _Atomic int tid;
     _Atomic uint32_t word; /* FUTEX: how many tokens have come; SIGNAL: the same, taken by sigwaitinfo */
     int in, out;           /* PIPE, EVENTFD (both the same) */
-    uint64_t sum;
+    uint64_t sum, turns;
 };
 
 struct ring {
     enum way way;
-    long members, laps;
+    long members, laps; /* at least so many */
     struct member *member;
     _Atomic long ready;
+    bool over; /* this lap is the last: written by the first member before it passes the token on, read by who has it */
 };
 
 static _Atomic int stop;
 static _Atomic long changes, refused;
+/* As many changes as this round is to see; and laps, in multiples of those asked for, after which it ends without them. */
+static _Atomic long wanted;
+enum { PATIENCE = 1000 };
 static uint64_t seed;
 
 /* xorshift64 (Marsaglia, "Xorshift RNGs", 2003). */
@@ -119,12 +125,16 @@ static void *run_member(void *argument) {
     struct member *next = &ring->member[(me->number + 1) % ring->members];
     atomic_store(&me->tid, (int)syscall(SYS_gettid));
     atomic_fetch_add(&ring->ready, 1);
-    for (uint32_t turn = 1; turn <= ring->laps; turn++) {
+    bool over = false;
+    for (uint32_t turn = 1; !over; turn++) {
         take(me, turn);
         me->sum += turn * (uint64_t)(me->number + 1);
+        me->turns = turn;
+        if (me->number == 0) ring->over = turn >= ring->laps && (atomic_load(&changes) >= atomic_load(&wanted) || turn >= ring->laps * PATIENCE);
+        over = ring->over;
         /* The last member closes the lap; after the last lap the token stays with it. */
         if (me->number + 1 < ring->members) give(next, turn);
-        else if (turn < ring->laps) give(next, turn + 1);
+        else if (!over) give(next, turn + 1);
     }
     return NULL;
 }
@@ -156,8 +166,8 @@ static void end_ring(struct ring *ring) {
     for (long i = 0; i < ring->members; i++) {
         struct member *m = &ring->member[i];
         CHECK(pthread_join(m->thread, NULL) == 0, "join of member %ld", i);
-        uint64_t expected = (uint64_t)ring->laps * (uint64_t)(ring->laps + 1) / 2 * (uint64_t)(i + 1);
-        CHECK(m->sum == expected, "ring by way %d, member %ld: sum %llu instead of %llu", ring->way, i, (unsigned long long)m->sum,
+        uint64_t laps = ring->member[0].turns, expected = laps * (laps + 1) / 2 * (uint64_t)(i + 1);
+        CHECK(m->turns == laps && m->sum == expected, "ring by way %d, member %ld: sum %llu instead of %llu", ring->way, i, (unsigned long long)m->sum,
               (unsigned long long)expected);
         if (ring->way == PIPE) close(m->out);
         if (ring->way == PIPE || ring->way == EVENTFD) close(m->in);
@@ -327,6 +337,8 @@ int main(int argc, char **argv) {
     long all_born = 0;
     for (long round = 0; round < rounds; round++) {
         atomic_store(&stop, 0);
+        long before = atomic_load(&changes);
+        atomic_store(&wanted, before + rings * members);
         pthread_t pairs, changer, births;
         long plan[2] = {processes, laps}, born = 0;
         CHECK(pthread_create(&pairs, NULL, run_pairs, plan) == 0, "pairs");
@@ -345,6 +357,7 @@ int main(int argc, char **argv) {
         CHECK(pthread_join(changer, NULL) == 0 && pthread_join(births, NULL) == 0, "join");
         /* Only now: the changer looks into the rings until its end. */
         for (long i = 0; i < rings; i++) free(ring[i].member);
+        CHECK(changes >= wanted, "only %ld of %ld changes were made, %ld were refused", changes - before, wanted - before, refused);
         all_born += born;
         seed += 0x9e3779b97f4a7c15;
     }
