@@ -5,6 +5,7 @@
 //! tests need beside cargo.
 
 pub mod checked;
+pub mod debugged;
 pub mod guest;
 pub mod prereq;
 pub mod pty;

@@ -12,7 +12,7 @@ use super::{apic, debug_port, instr, user_copy};
 use crate::chaos::{self, Point};
 use crate::cpu;
 use crate::mm::layout::{USER_END, task_slot};
-use crate::mm::{fault, shootdown};
+use crate::mm::{fault, shootdown, user};
 use crate::sched;
 use crate::task::{UserFault, current, work};
 use crate::time;
@@ -21,6 +21,8 @@ use crate::trace;
 const PAGE_FAULT: u64 = 14;
 const NMI: u64 = 2;
 const DEBUG: u64 = 1;
+/// The instruction that raises a debug exception by itself.
+const ICEBP: u8 = 0xf1;
 const RFLAGS_IF: u64 = 1 << 9;
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
@@ -116,6 +118,10 @@ fn exception(frame: &mut TrapFrame, fault: UserFault) {
         UserFault::Exception(vector) => (vector, 0),
     };
     if debug_port::exception(frame, vector, address) {
+        return;
+    }
+    if vector == DEBUG && frame.rflags & RFLAGS_TF == 0 && user::read(frame.rip.wrapping_sub(1)) != Ok(ICEBP) {
+        // A step that a debugger outside has called off when it had trapped already.
         return;
     }
     match current().user() {

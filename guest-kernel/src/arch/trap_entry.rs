@@ -110,6 +110,42 @@ trap_stubs:
     push r14
     push r15
     .endm
+    // Between UNWIND_FRAME and UNWIND_END debuggers find the interrupted code's registers in the TrapFrame at RSP: a backtrace
+    // goes on there, in the program too. Written by hand, since only a signal frame (augmentation S), which the assembler doesn't
+    // put into .debug_frame, may lead to another stack. DWARF 4, 6.4; register numbers: System V ABI, AMD64, figure 3.36.
+    .pushsection .debug_frame, "", @progbits
+    .balign 8
+unwind_common:
+    .long unwind_common_end - unwind_common_start
+unwind_common_start:
+    .long 0xffffffff            // a common entry
+    .byte 1                     // version
+    .asciz "S"
+    .uleb128 1                  // code alignment
+    .sleb128 -8                 // data alignment
+    .byte 16                    // the return address
+    .byte 0x0c, 7               // DW_CFA_def_cfa rsp + 176
+    .uleb128 176
+    // DW_CFA_offset: the register, and how many words below the frame's end it lies.
+    .byte 0x80 + 15, 22, 0x80 + 14, 21, 0x80 + 13, 20, 0x80 + 12, 19, 0x80 + 11, 18, 0x80 + 10, 17
+    .byte 0x80 + 9, 16, 0x80 + 8, 15, 0x80 + 6, 14, 0x80 + 5, 13, 0x80 + 4, 12
+    .byte 0x80 + 1, 11, 0x80 + 2, 10, 0x80 + 3, 9, 0x80 + 0, 8, 0x80 + 16, 5, 0x80 + 7, 2
+    .balign 8
+unwind_common_end:
+    .popsection
+    .macro UNWIND_FRAME name
+unwind_\name:
+    .endm
+    .macro UNWIND_END name
+unwind_\name\()_end:
+    .pushsection .debug_frame, "", @progbits
+    .long 28                    // the length of what follows
+    .long unwind_common
+    .quad unwind_\name
+    .quad unwind_\name\()_end - unwind_\name
+    .quad 0                     // DW_CFA_nop
+    .popsection
+    .endm
     .macro RESTORE_REGS
     pop r15
     pop r14
@@ -135,6 +171,7 @@ trap_common:
     jz 1f
     swapgs
     SAVE_REGS
+    UNWIND_FRAME user
     cld
     mov rdi, rsp
     xor ebp, ebp
@@ -145,7 +182,9 @@ return_to_user:
     add rsp, 16
     swapgs
     iretq
+    UNWIND_END user
 1:  SAVE_REGS
+    UNWIND_FRAME kernel
     cld
     mov rdi, rsp
     lea rbp, [rsp + 8*8]        // the frame's rbp slot: the backtrace goes on in the interrupted code
@@ -153,6 +192,7 @@ return_to_user:
     RESTORE_REGS
     add rsp, 16
     iretq
+    UNWIND_END kernel
 
     // int3 ends an excursion into the ring-3 engine, if one is under way on this CPU.
 trap_int3:
@@ -200,6 +240,7 @@ syscall_entry:
     push rax
     push {vector_syscall}
     SAVE_REGS
+    UNWIND_FRAME syscall
     cld
     mov rdi, rsp
     xor ebp, ebp
@@ -211,6 +252,7 @@ syscall_entry:
     mov rsp, [rsp + 40]
     swapgs
     sysretq
+    UNWIND_END syscall
 
     // A page of its own that ring 3 can't fetch from. Never executed.
     .balign 4096

@@ -110,6 +110,8 @@ pub enum Command {
     ProcessInfo,
     /// `qC`.
     CurrentThread,
+    /// `qOffsets`.
+    Offsets,
     /// `qAttached`.
     Attached,
     /// `qRcmd`.
@@ -202,6 +204,7 @@ fn query(text: &str) -> Option<Command> {
         "qsThreadInfo" => Command::MoreThreads,
         "qThreadExtraInfo" => Command::ThreadInfo(thread(rest)?),
         "qC" => Command::CurrentThread,
+        "qOffsets" => Command::Offsets,
         "qAttached" => Command::Attached,
         "qRcmd" => Command::Monitor(String::from_utf8(hex::decode(rest)?).ok()?),
         "qHostInfo" => Command::HostInfo,

@@ -1,12 +1,12 @@
 //! Bytes as pairs of hexadecimal digits, as the protocol writes them.
 
-use std::fmt::Write;
-
 /// Appends bytes as digits.
 pub fn put(bytes: &[u8], out: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    out.reserve(2 * bytes.len());
     for byte in bytes {
-        // Writing to a String can't fail.
-        let _ = write!(out, "{byte:02x}");
+        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        out.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
 }
 

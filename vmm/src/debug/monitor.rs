@@ -9,7 +9,7 @@ use super::session::{Session, pc_of};
 
 const HELP: &str = "\
 help                   this text
-tasks                  the guest's tasks: state, CPU, policy, times
+tasks                  the guest's tasks: state, CPU, times, what they wait for
 cpus                   the guest's CPUs and what they run
 translate ADDRESS      where a virtual address of the selected thread leads
 physical on|off        whether memory is read and written by guest-physical address

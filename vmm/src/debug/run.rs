@@ -176,6 +176,8 @@ impl Target {
     /// Nobody debugs any more: everything runs, as if nobody ever had.
     pub fn let_go(&mut self) -> Result<(), TargetError> {
         self.halt()?;
+        // While all stand still: nothing more is reported, so nobody waits for an answer that doesn't come.
+        self.machine.hub.attach(false);
         for (vcpu, event) in self.machine.hub.take() {
             if let Verdict::Report(_) = self.judge(vcpu, event)? {
                 self.undo(vcpu)?;

@@ -160,7 +160,6 @@ impl Serving {
         {
             log::warn!("after the debugger: {error}");
         }
-        self.machine.hub.attach(false);
         result
     }
 
@@ -193,7 +192,8 @@ impl Serving {
                 let looked = session.target.look();
                 self.tell(connection, session, looked)?;
             }
-            if listener {
+            // What the first one has sent comes first: it may be its end.
+            if listener && !client {
                 self.refuse();
             }
             if client {

@@ -19,6 +19,9 @@ const KERNEL_HANDLE: u32 = 5;
 /// Errno values of the File-I/O protocol (gdb's manual, "Errno Values").
 const ENOENT: u32 = 2;
 const EBADF: u32 = 9;
+/// For reads, where clients understand numbers only: bad address, no such thread.
+const NO_MEMORY: &str = "E0e";
+const NO_THREAD: &str = "E03";
 /// The most that a read of memory gives.
 const MAX_READ: usize = super::packet::MAX_PACKET / 2 - 16;
 
@@ -92,7 +95,14 @@ impl Session {
             // Only Ctrl-C may come now, which is no command.
             return failed(&TargetError::Running);
         }
-        self.carry_out(command).unwrap_or_else(|error| failed(&error))
+        let numbered = match command {
+            Command::ReadMemory(..) | Command::ReadBinary(..) => Some(NO_MEMORY),
+            Command::ReadRegisters | Command::ReadRegister(_) | Command::SelectThread(_) | Command::IsAlive(_) => {
+                Some(NO_THREAD)
+            }
+            _ => None,
+        };
+        self.carry_out(command).unwrap_or_else(|error| numbered.map_or_else(|| failed(&error), text))
     }
 
     fn carry_out(&mut self, command: Command) -> Result<Reply, TargetError> {
@@ -120,11 +130,11 @@ impl Session {
             },
             Command::WriteRegisters(bytes) => self.write_registers(&bytes)?,
             Command::ReadMemory(address, length) => match self.read(address, length)? {
-                bytes if bytes.is_empty() && length > 0 => text("E.that memory is not mapped"),
+                bytes if bytes.is_empty() && length > 0 => text(NO_MEMORY),
                 bytes => text(hex::encode(&bytes)),
             },
             Command::ReadBinary(address, length) => match self.read(address, length)? {
-                bytes if bytes.is_empty() && length > 0 => text("E.that memory is not mapped"),
+                bytes if bytes.is_empty() && length > 0 => text(NO_MEMORY),
                 bytes => Reply::Data([b"b", bytes.as_slice()].concat()),
             },
             Command::WriteMemory(address, bytes) => {
@@ -176,11 +186,12 @@ impl Session {
             }
             Command::ThreadInfo(_) | Command::ThreadStop(_) => text("E00"),
             Command::ThreadsJson => text(self.threads_json()),
-            Command::HostInfo => text(format!("triple:{};ptrsize:8;endian:little;", hex::encode(TRIPLE.as_bytes()))),
-            Command::ProcessInfo => {
-                text(format!("pid:1;triple:{};ptrsize:8;endian:little;", hex::encode(TRIPLE.as_bytes())))
-            }
+            // No triple: lldb keeps that of the file that it was given, and with it the file's symbols.
+            Command::HostInfo => text("ptrsize:8;endian:little;"),
+            Command::ProcessInfo => text("pid:1;ptrsize:8;endian:little;"),
             Command::CurrentThread => text(format!("QC{selected:x}")),
+            // Programs lie where their file says; lldb asks before it believes its symbols.
+            Command::Offsets => text("Text=0;Data=0;Bss=0"),
             Command::Attached => text("1"),
             Command::Monitor(line) => {
                 let out = monitor::run(self, selected, &line);
@@ -331,9 +342,6 @@ fn reason(stop: Stop) -> &'static str {
         (Why::Signal, _) => "signal",
     }
 }
-
-/// A guest without an operating system that clients know.
-const TRIPLE: &str = "x86_64-unknown-unknown-elf";
 
 /// A target for a client that has just come: stops the guest.
 pub fn begin(machine: &Machine, held: Option<crate::vm::run_control::Paused>) -> Result<Session, TargetError> {
