@@ -2,9 +2,11 @@
 //! that do the same, and beside the published scheduler crate `axsched`. Run with `cargo bench -p vcpu-sched`.
 //!
 //! `turn` is a voluntary switch: the current task is put back and the next is picked. `come_and_go` adds a task to the
-//! queue and takes out another one. `RunQueue` is what a kernel calls: it includes the accounting and the order of the
-//! classes; the policies alone are below it.
+//! queue and takes it out again. `enqueue`, `dequeue` and `pick` are each by itself, [`BATCH`] times in a row beside so many others,
+//! because a clock is too coarse for one; what they undo of each other is not timed. `RunQueue` is what a kernel calls: it
+//! includes the accounting and the order of the classes; the policies alone are below it.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::hint::black_box;
@@ -26,8 +28,15 @@ use vcpu_sched::runqueue::{PolicyKind, RunQueue};
 
 const SIZES: [u32; 4] = [1, 100, 10_000, 1_000_000];
 
+/// Of one operation, timed together. In the names of the benches, whose time must be divided by it.
+const BATCH: usize = 16;
+
 fn main() {
     divan::main();
+}
+
+fn spares(first: u32) -> Vec<Task> {
+    (first..).take(BATCH).map(Task::new).collect()
 }
 
 #[derive(Clone)]
@@ -60,8 +69,14 @@ trait Queue {
     fn filled(n: u32) -> Self;
     /// The current task is put back after a run, the next is picked.
     fn turn(&mut self);
-    /// One comes, another goes by its handle.
-    fn come_and_go(&mut self);
+    /// The spare task with this number, below [`BATCH`], comes.
+    fn enqueue(&mut self, spare: usize);
+    /// It goes, by its handle.
+    fn dequeue(&mut self, spare: usize);
+    /// The next task is picked, and leaves.
+    fn pick(&mut self);
+    /// Those that have left come back.
+    fn refill(&mut self);
     /// A timer tick.
     fn tick(&mut self);
 }
@@ -70,19 +85,19 @@ trait Queue {
 struct Alone<P> {
     policy: P,
     current: Task,
-    spare: Task,
+    spares: Vec<Task>,
+    left: Vec<Task>,
     turns: u64,
 }
 
 impl<P: Policy<Task> + Fresh> Queue for Alone<P> {
     fn filled(n: u32) -> Self {
         let mut policy = P::fresh();
-        let spare = Task::new(n);
         for id in 0..n {
             policy.enqueue(Task::new(id), EnqueueReason::Wake, Nanos::ZERO);
         }
         let current = policy.pick_next(Nanos::ZERO).expect("filled");
-        let mut this = Self { policy, current, spare, turns: 0 };
+        let mut this = Self { policy, current, spares: spares(n), left: Vec::with_capacity(BATCH), turns: 0 };
         for _ in 0..n {
             this.turn(); // until they are spread
         }
@@ -97,9 +112,24 @@ impl<P: Policy<Task> + Fresh> Queue for Alone<P> {
         self.current = self.policy.pick_next(Nanos::ZERO).expect("one was put back");
     }
 
-    fn come_and_go(&mut self) {
-        self.policy.enqueue(self.spare.clone(), EnqueueReason::Wake, Nanos::ZERO);
-        black_box(self.policy.dequeue(&self.spare));
+    fn enqueue(&mut self, spare: usize) {
+        self.policy.enqueue(self.spares[spare].clone(), EnqueueReason::Wake, Nanos::ZERO);
+    }
+
+    fn dequeue(&mut self, spare: usize) {
+        black_box(self.policy.dequeue(&self.spares[spare]));
+    }
+
+    fn pick(&mut self) {
+        self.policy.put_prev(&self.current, Nanos(1000), PutReason::Block);
+        let next = self.policy.pick_next(Nanos::ZERO).expect("there are more than are picked");
+        self.left.push(std::mem::replace(&mut self.current, next));
+    }
+
+    fn refill(&mut self) {
+        for task in self.left.drain(..) {
+            self.policy.enqueue(task, EnqueueReason::Wake, Nanos::ZERO);
+        }
     }
 
     fn tick(&mut self) {
@@ -135,7 +165,8 @@ impl Fresh for Ordered<Task> {
 struct Whole {
     queue: RunQueue<Task>,
     current: Task,
-    spare: Task,
+    spares: Vec<Task>,
+    left: Vec<Task>,
     turns: u64,
     now: Nanos,
 }
@@ -147,7 +178,8 @@ impl Queue for Whole {
             queue.enqueue(Task::new(id), EnqueueReason::Wake, Nanos::ZERO);
         }
         let current = queue.pick_next(Nanos::ZERO).expect("filled");
-        let mut this = Self { queue, current, spare: Task::new(n), turns: 0, now: Nanos::ZERO };
+        let left = Vec::with_capacity(BATCH);
+        let mut this = Self { queue, current, spares: spares(n), left, turns: 0, now: Nanos::ZERO };
         for _ in 0..n {
             this.turn();
         }
@@ -162,9 +194,25 @@ impl Queue for Whole {
         self.current = self.queue.pick_next(self.now).expect("one was put back");
     }
 
-    fn come_and_go(&mut self) {
-        self.queue.enqueue(self.spare.clone(), EnqueueReason::Wake, self.now);
-        black_box(self.queue.dequeue(&self.spare));
+    fn enqueue(&mut self, spare: usize) {
+        self.queue.enqueue(self.spares[spare].clone(), EnqueueReason::Wake, self.now);
+    }
+
+    fn dequeue(&mut self, spare: usize) {
+        black_box(self.queue.dequeue(&self.spares[spare]));
+    }
+
+    fn pick(&mut self) {
+        self.now += Nanos(1000);
+        self.queue.put_prev(&self.current, PutReason::Block, self.now);
+        let next = self.queue.pick_next(self.now).expect("there are more than are picked");
+        self.left.push(std::mem::replace(&mut self.current, next));
+    }
+
+    fn refill(&mut self) {
+        for task in self.left.drain(..) {
+            self.queue.enqueue(task, EnqueueReason::Wake, self.now);
+        }
     }
 
     fn tick(&mut self) {
@@ -176,14 +224,16 @@ impl Queue for Whole {
 struct Tree {
     tree: BTreeMap<(u64, u32), Task>,
     current: (u64, Task),
-    spare: Task,
+    spares: Vec<Task>,
+    left: Vec<(u64, Task)>,
     turns: u64,
 }
 
 impl Queue for Tree {
     fn filled(n: u32) -> Self {
         let tree = (1..n).map(|id| ((0, id), Task::new(id))).collect();
-        let mut this = Self { tree, current: (0, Task::new(0)), spare: Task::new(n), turns: 0 };
+        let left = Vec::with_capacity(BATCH);
+        let mut this = Self { tree, current: (0, Task::new(0)), spares: spares(n), left, turns: 0 };
         for _ in 0..n {
             this.turn();
         }
@@ -198,10 +248,24 @@ impl Queue for Tree {
         self.current = (vruntime, task);
     }
 
-    fn come_and_go(&mut self) {
-        let key = (self.current.0, self.spare.id().0);
-        self.tree.insert(key, self.spare.clone());
-        black_box(self.tree.remove(&key));
+    fn enqueue(&mut self, spare: usize) {
+        let task = &self.spares[spare];
+        self.tree.insert((self.current.0, task.id().0), task.clone());
+    }
+
+    fn dequeue(&mut self, spare: usize) {
+        black_box(self.tree.remove(&(self.current.0, self.spares[spare].id().0)));
+    }
+
+    fn pick(&mut self) {
+        let ((vruntime, _), task) = self.tree.pop_first().expect("there are more than are picked");
+        self.left.push(std::mem::replace(&mut self.current, (vruntime, task)));
+    }
+
+    fn refill(&mut self) {
+        for (vruntime, task) in self.left.drain(..) {
+            self.tree.insert((vruntime, task.id().0), task);
+        }
     }
 
     fn tick(&mut self) {
@@ -215,13 +279,15 @@ struct StdHeap {
     heap: BinaryHeap<Reverse<(u64, u32)>>,
     tasks: Vec<Task>,
     current: (u64, u32),
+    left: Vec<(u64, u32)>,
     turns: u64,
 }
 
 impl Queue for StdHeap {
     fn filled(n: u32) -> Self {
         let heap = (1..n).map(|id| Reverse((0, id))).collect();
-        let mut this = Self { heap, tasks: (0..n).map(Task::new).collect(), current: (0, 0), turns: 0 };
+        let tasks = (0..n + BATCH as u32).map(Task::new).collect();
+        let mut this = Self { heap, tasks, current: (0, 0), left: Vec::with_capacity(BATCH), turns: 0 };
         for _ in 0..n {
             this.turn();
         }
@@ -235,10 +301,24 @@ impl Queue for StdHeap {
         black_box(self.tasks[self.current.1 as usize].clone());
     }
 
-    fn come_and_go(&mut self) {
-        let spare = (self.current.0, u32::MAX);
-        self.heap.push(Reverse(spare));
-        self.heap.retain(|entry| entry.0 != spare);
+    fn enqueue(&mut self, spare: usize) {
+        let number = self.tasks.len() - BATCH + spare;
+        self.heap.push(Reverse((self.current.0, number as u32)));
+    }
+
+    fn dequeue(&mut self, spare: usize) {
+        let number = (self.tasks.len() - BATCH + spare) as u32;
+        self.heap.retain(|entry| entry.0.1 != number);
+    }
+
+    fn pick(&mut self) {
+        let next = self.heap.pop().expect("there are more than are picked").0;
+        self.left.push(std::mem::replace(&mut self.current, next));
+        black_box(self.tasks[self.current.1 as usize].clone());
+    }
+
+    fn refill(&mut self) {
+        self.heap.extend(self.left.drain(..).map(Reverse));
     }
 
     fn tick(&mut self) {
@@ -251,7 +331,8 @@ impl Queue for StdHeap {
 struct Axsched {
     queue: axsched::CFScheduler<u32>,
     current: Arc<axsched::CFSTask<u32>>,
-    spare: Arc<axsched::CFSTask<u32>>,
+    spares: Vec<Arc<axsched::CFSTask<u32>>>,
+    left: Vec<Arc<axsched::CFSTask<u32>>>,
     turns: u64,
 }
 
@@ -262,7 +343,8 @@ impl Queue for Axsched {
             queue.add_task(Arc::new(axsched::CFSTask::new(id)));
         }
         let current = queue.pick_next_task().expect("filled");
-        let mut this = Self { queue, current, spare: Arc::new(axsched::CFSTask::new(n)), turns: 0 };
+        let spares = (n..).take(BATCH).map(|id| Arc::new(axsched::CFSTask::new(id))).collect();
+        let mut this = Self { queue, current, spares, left: Vec::with_capacity(BATCH), turns: 0 };
         for _ in 0..n {
             this.turn();
         }
@@ -278,9 +360,23 @@ impl Queue for Axsched {
         self.current = self.queue.pick_next_task().expect("one was put back");
     }
 
-    fn come_and_go(&mut self) {
-        self.queue.add_task(self.spare.clone());
-        black_box(self.queue.remove_task(&self.spare));
+    fn enqueue(&mut self, spare: usize) {
+        self.queue.add_task(self.spares[spare].clone());
+    }
+
+    fn dequeue(&mut self, spare: usize) {
+        black_box(self.queue.remove_task(&self.spares[spare]));
+    }
+
+    fn pick(&mut self) {
+        let next = self.queue.pick_next_task().expect("there are more than are picked");
+        self.left.push(std::mem::replace(&mut self.current, next));
+    }
+
+    fn refill(&mut self) {
+        for task in self.left.drain(..) {
+            self.queue.add_task(task);
+        }
     }
 
     fn tick(&mut self) {
@@ -297,14 +393,46 @@ fn turn<Q: Queue>(bencher: Bencher, n: u32) {
 #[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, Axsched], args = SIZES)]
 fn come_and_go<Q: Queue>(bencher: Bencher, n: u32) {
     let mut queue = Q::filled(n);
-    bencher.bench_local(|| queue.come_and_go());
+    bencher.bench_local(|| {
+        queue.enqueue(0);
+        queue.dequeue(0);
+    });
 }
 
-/// Only up to 10,000: it looks at all of them.
-#[divan::bench(args = [1, 100, 10_000])]
-fn come_and_go_std_heap(bencher: Bencher, n: u32) {
-    let mut queue = StdHeap::filled(n);
-    bencher.bench_local(|| queue.come_and_go());
+/// Times `timed` after `before`, which is not timed. One batch a sample: the next one begins where `before` puts it.
+fn batches<Q: Queue>(bencher: Bencher, queue: Q, before: impl Fn(&mut Q), timed: impl Fn(&mut Q)) {
+    let queue = RefCell::new(queue);
+    bencher.with_inputs(|| before(&mut queue.borrow_mut())).bench_local_values(|()| timed(&mut queue.borrow_mut()));
+}
+
+fn every<Q: Queue>(operation: impl Fn(&mut Q, usize)) -> impl Fn(&mut Q) {
+    move |queue| (0..BATCH).for_each(|spare| operation(queue, spare))
+}
+
+#[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, StdHeap, Axsched], args = SIZES, sample_size = 1, sample_count = 400)]
+fn enqueue_x16<Q: Queue>(bencher: Bencher, n: u32) {
+    let mut queue = Q::filled(n);
+    every(Q::enqueue)(&mut queue);
+    batches(bencher, queue, every(Q::dequeue), every(Q::enqueue));
+}
+
+#[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, Axsched], args = SIZES, sample_size = 1, sample_count = 400)]
+fn dequeue_x16<Q: Queue>(bencher: Bencher, n: u32) {
+    batches(bencher, Q::filled(n), every(Q::enqueue), every(Q::dequeue));
+}
+
+/// What runs blocks, the next is picked.
+#[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, StdHeap, Axsched], args = SIZES, sample_size = 1, sample_count = 400)]
+fn pick_x16<Q: Queue>(bencher: Bencher, n: u32) {
+    let mut queue = Q::filled(n);
+    every(Q::enqueue)(&mut queue);
+    batches(bencher, queue, Q::refill, every(|queue: &mut Q, _| queue.pick()));
+}
+
+/// Of a heap, only up to 10,000: it looks at all of them.
+#[divan::bench(args = [1, 100, 10_000], sample_size = 1, sample_count = 400)]
+fn dequeue_x16_std_heap(bencher: Bencher, n: u32) {
+    batches(bencher, StdHeap::filled(n), every(StdHeap::enqueue), every(StdHeap::dequeue));
 }
 
 #[divan::bench(types = [Whole, Alone<Fair<Task>>, Alone<RoundRobin<Task>>, Alone<Realtime<Task>>, Alone<Ordered<Task>>, Tree, StdHeap, Axsched], args = SIZES)]

@@ -46,8 +46,10 @@ fn rows(tree: &str) -> Vec<Row> {
         path.truncate(depth);
         path.push(name);
         if let Some(ns) = columns.get(2).and_then(|median| nanoseconds(median)) {
-            let name = path.join(", ");
-            let row = Row::new(name, ns, "ns");
+            // `enqueue_x16`: sixteen of them in a row.
+            let (what, many) = path[0].split_once("_x16").map_or((path[0], 1.0), |(what, _)| (what, 16.0));
+            let name = [&[what], &path[1..]].concat().join(", ");
+            let row = Row::new(name, ns / many, "ns");
             let budgeted = path.len() == 3 && path[0] == "turn" && path[1].contains("Fair") && path[2] == "100";
             rows.push(if budgeted { row.budget(TURN_AT_100) } else { row });
         }
@@ -81,7 +83,9 @@ mod tests {
             │  ╰─ Alone<Fair<Task>> │         │        │      │         │\n\
             │     ╰─ 100    20.1 ns │ 1 ms    │ 40 ns  │ 3 ns │ 100     │ 100\n\
             ╰─ wake_placement       │         │        │      │         │\n\
-            \u{20}  ╰─ 4      5 ns    │ 6 ns    │ 5.5 ns │ 5 ns │ 100     │ 100\n";
+            \u{20}  ╰─ 4      5 ns    │ 6 ns    │ 5.5 ns │ 5 ns │ 100     │ 100\n\
+            ╰─ enqueue_x16          │         │        │      │         │\n\
+            \u{20}  ╰─ 1      5 ns    │ 6 ns    │ 160 ns │ 5 ns │ 100     │ 100\n";
         let rows: Vec<_> = rows(tree).into_iter().map(|row| (row.name.clone(), row.value, row.over())).collect();
         assert_eq!(
             rows,
@@ -90,6 +94,7 @@ mod tests {
                 ("turn, Whole, 100".into(), Some(60.0), false),
                 ("turn, Alone<Fair<Task>>, 100".into(), Some(40.0), false),
                 ("wake_placement, 4".to_owned(), Some(5.5), false),
+                ("enqueue, 1".to_owned(), Some(10.0), false),
             ]
         );
     }
