@@ -8,6 +8,9 @@ on_1_2_and_4_vcpus! {
     fn hello_musl(guest: Guest) {
         guest.same_as_host(&program("musl/hello"), &["0", "a b", "", "ü"]).expect_stdout("hello");
     }
+    fn crowd_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/crowd"), &["60"]).expect_stdout("PASS crowd");
+    }
     fn hello_glibc(guest: Guest) {
         guest.same_as_host(&program("glibc/hello"), &["3"]).expect_code(3);
     }

@@ -3,6 +3,7 @@
 //! Instruction counts come from QEMU's `-icount`, which repeats exactly and knows nothing of the machine's load; times and
 //! exits come from KVM on this machine. A part that can't be measured is a row that says why, never a missing row.
 
+mod control;
 mod counts;
 mod exits;
 mod launch;
@@ -26,7 +27,9 @@ fn main() -> ExitCode {
             "--json" => json = args.next().map(PathBuf::from),
             "--only" => only = args.next(),
             _ => {
-                eprintln!("usage: taskvisor-bench [--json FILE] [--only counts|scheduler|launch|speed|exits|programs]");
+                eprintln!(
+                    "usage: taskvisor-bench [--json FILE] [--only counts|scheduler|launch|speed|exits|control|programs]"
+                );
                 return ExitCode::from(2);
             }
         }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         ("launch", launch::measure),
         ("speed", speed::measure),
         ("exits", exits::measure),
+        ("control", control::measure),
         ("programs", programs::measure),
     ];
     for (name, measure) in parts {
