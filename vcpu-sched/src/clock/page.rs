@@ -117,21 +117,20 @@ fn put(to: &AtomicU64, value: u64) {
 impl ClockPage {
     /// All zero: no clock. [`now`](ClockPage::now) is 0.
     pub const fn new() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
         Self {
-            magic: ZERO,
-            version: ZERO,
-            sequence: ZERO,
-            flags: ZERO,
-            base_ticks: ZERO,
-            base_ns: ZERO,
-            scale: [ZERO; 4],
-            told_scale: [ZERO; 2],
-            wall: ZERO,
-            khz: ZERO,
-            rate: ZERO,
-            reserved: ZERO,
-            skew: [ZERO; MAX_SKEWED],
+            magic: AtomicU64::new(0),
+            version: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
+            flags: AtomicU64::new(0),
+            base_ticks: AtomicU64::new(0),
+            base_ns: AtomicU64::new(0),
+            scale: [const { AtomicU64::new(0) }; 4],
+            told_scale: [const { AtomicU64::new(0) }; 2],
+            wall: AtomicU64::new(0),
+            khz: AtomicU64::new(0),
+            rate: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
+            skew: [const { AtomicU64::new(0) }; MAX_SKEWED],
         }
     }
 
@@ -143,7 +142,7 @@ impl ClockPage {
             let before = self.sequence.load(Ordering::Acquire);
             let result = f(self);
             fence(Ordering::Acquire);
-            if get(&self.sequence) == before && before % 2 == 0 {
+            if get(&self.sequence) == before && before.is_multiple_of(2) {
                 return result;
             }
             core::hint::spin_loop();
@@ -221,7 +220,7 @@ impl ClockPage {
             let parts = [0, 1, 2, 3].map(|i| get(&self.scale[i]));
             let line = TscScale::from_parts(parts).and_then(|scale| self.line_now(scale));
             fence(Ordering::Acquire);
-            if get(&self.sequence) == before && before % 2 == 0 {
+            if get(&self.sequence) == before && before.is_multiple_of(2) {
                 let sound = |line: &ClockLine| scale(line.counter, line.rate) == Ok(line.scale);
                 return line.filter(sound).ok_or(PageError::Content);
             }
