@@ -136,6 +136,8 @@ pub(super) struct Tasks {
     /// The last task of each number.
     by_id: HashMap<u32, usize>,
     serials: u32,
+    /// Not before there are so many: where that many are alive, there is little to fold.
+    fold_at: usize,
     unlisted: Unlisted,
 }
 
@@ -172,7 +174,7 @@ impl Tasks {
     }
 
     fn add(&mut self, id: u32, time: u64) -> usize {
-        if self.tasks.len() >= 2 * KEPT {
+        if self.tasks.len() >= self.fold_at.max(2 * KEPT) {
             self.fold();
         }
         let at = self.tasks.len();
@@ -192,6 +194,7 @@ impl Tasks {
         rest.append(&mut dead);
         rest.sort_by_key(|task| task.serial);
         self.tasks = rest;
+        self.fold_at = 2 * self.tasks.len();
         self.by_id = self.tasks.iter().enumerate().map(|(at, task)| (task.id, at)).collect();
     }
 
