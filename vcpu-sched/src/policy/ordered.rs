@@ -67,15 +67,7 @@ impl<E: Entity> Ordered<E> {
 
     /// An empty queue whose tasks run for `slice` at a time.
     pub const fn with_slice(measure: Measure, slice: Nanos) -> Self {
-        Self {
-            tree: BTreeMap::new(),
-            measure,
-            slice,
-            minimum: 0,
-            arrivals: 0,
-            charged: Nanos::ZERO,
-            current: None,
-        }
+        Self { tree: BTreeMap::new(), measure, slice, minimum: 0, arrivals: 0, charged: Nanos::ZERO, current: None }
     }
 
     /// What it is ordered by.

@@ -117,7 +117,7 @@ impl Header {
         if header.version != VERSION {
             return Err(HeaderError::Version(header.version));
         }
-        let fits = SLOT_BYTES.contains(&header.slot_bytes) && header.slot_bytes % 64 == 0;
+        let fits = SLOT_BYTES.contains(&header.slot_bytes) && header.slot_bytes.is_multiple_of(64);
         if !(1..=MAX_SLOTS).contains(&header.slots) || !fits {
             return Err(HeaderError::Slots { slots: header.slots, bytes: header.slot_bytes });
         }

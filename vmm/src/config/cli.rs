@@ -86,8 +86,7 @@ pub enum TscCommand {
     Verify(Box<VerifyArgs>),
 }
 
-const VERIFY_EXIT_CODES: &str =
-    "Exit code: 0 all is as asked for; 1 something is off; 125 nothing could be measured.";
+const VERIFY_EXIT_CODES: &str = "Exit code: 0 all is as asked for; 1 something is off; 125 nothing could be measured.";
 
 /// Flags of `doctor`.
 #[derive(Debug, Args)]

@@ -6,13 +6,13 @@
 //! Invariant: nothing that a file holds makes it panic, and a damaged file is an error that says where.
 
 mod analysis;
+#[cfg(test)]
+mod browser_tests;
 mod cpus;
 mod html;
 pub mod model;
 mod spread;
 mod tasks;
-#[cfg(test)]
-mod browser_tests;
 #[cfg(test)]
 mod tests;
 mod text;
