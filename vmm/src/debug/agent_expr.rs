@@ -114,8 +114,9 @@ impl Machine<'_> {
             0x15 => self.binary(|a, b| truth(a < b)),
             0x16 => {
                 let bits = self.byte()?;
-                self.unary(|a| if (1..64).contains(&bits) { (a << (64 - bits)) as i64 as u64 } else { a })?;
-                self.unary(|a| if (1..64).contains(&bits) { (a as i64 >> (64 - bits)) as u64 } else { a })
+                // The sign bit to the top and back.
+                let away = if (1..64).contains(&bits) { 64 - bits } else { 0 };
+                self.unary(|a| ((a << away) as i64 >> away) as u64)
             }
             0x2a => {
                 let bits = self.byte()?;

@@ -229,13 +229,8 @@ impl Target {
         Ok(self.space(id)?.write(at.wrapping_add(8 * word as u64), &(value as u64).to_le_bytes())?)
     }
 
-    /// A thread's program counter.
-    pub fn pc(&mut self, id: u32) -> Option<u64> {
-        self.registers(id).ok()?.word(number::RIP)
-    }
-
     /// The address spaces: of each process, and one for the kernel.
-    pub fn roots(&mut self) -> Vec<(Option<u32>, u64)> {
+    pub fn roots(&self) -> Vec<(Option<u32>, u64)> {
         let mut roots: Vec<(Option<u32>, u64)> = Vec::new();
         for thread in self.threads.iter().filter(|thread| thread.root != 0) {
             if !roots.iter().any(|(process, _)| *process == thread.process) {
