@@ -152,6 +152,8 @@ pub fn init_memory(start_info: u64) -> BootInfo {
             free_parts(start.max(4 << 30), end, &mut |s, e| frame::add_fresh(PhysAddr(s), PhysAddr(e)));
         }
     }
+    // Programs map pages of both.
+    frame::reserve(PhysAddr(image.0), PhysAddr(image.1));
     frame::reserve(PhysAddr(module.0), PhysAddr(module.1));
     BootInfo { archive, rsdp: info.rsdp_paddr }
 }

@@ -15,7 +15,7 @@ use super::process::signal::SignalState;
 use super::process::{Process, Thread, clone, exit, out_of_memory, table, thread};
 use super::requests::refusal;
 use super::start_list::{self, Entry, SyntaxError};
-use super::{fs, stats, strace, syscall, vdso};
+use super::{fs, stats, strace, syscall};
 use crate::arch::fpu::Area;
 use crate::arch::instr;
 use crate::arch::trap_entry::TrapFrame;
@@ -47,7 +47,6 @@ fn milestone(n: u8) {
 /// Reads the archive and starts the programs of its start list. Boot CPU's idle task, once.
 pub fn start(archive: (PhysAddr, u64)) {
     fs::init(archive);
-    vdso::init();
     fault::set_out_of_memory_handler(out_of_memory::make_room);
     let (counted, traced) = (stats::init(), strace::init());
     syscall::OBSERVED.store(counted || traced || trace::on(), Ordering::Relaxed);

@@ -332,10 +332,13 @@ pub fn free_block(base: PhysAddr, order: usize) {
     BUDDY.lock().give(pfn, order, false);
 }
 
-/// One more user of a frame.
+/// One more user of a frame that has one.
 pub fn get(frame: PhysAddr) {
+    let pfn = (frame.0 >> PAGE_SHIFT) as u32;
     // Relaxed: whoever can call this already holds a reference.
-    meta((frame.0 >> PAGE_SHIFT) as u32).refs.fetch_add(1, Ordering::Relaxed);
+    let before = meta(pfn).refs.fetch_add(1, Ordering::Relaxed);
+    // Else its last user would give away what was never the allocator's, or what somebody has got meanwhile.
+    assert!(before != 0, "frame {pfn:#x} used while nobody owns it");
 }
 
 /// One user less; the last one frees the frame. No CPU may be able to reach the frame through the caller's mapping any more.
@@ -401,7 +404,8 @@ pub fn refs(frame: PhysAddr) -> u32 {
     meta((frame.0 >> PAGE_SHIFT) as u32).refs.load(Ordering::Acquire)
 }
 
-/// Marks frames that are never given back (kernel image, archive) as used once, so that sharers can count on them.
+/// Marks frames that are never given back (kernel image, archive) as used once, by the kernel: whoever maps them shares them.
+/// Boot CPU only.
 pub fn reserve(start: PhysAddr, end: PhysAddr) {
     let mut p = super::page_down(start.0);
     while p < end.0 {

@@ -2,16 +2,19 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 
 use super::{Test, TestResult, check, join, spawn_on, tests};
 use crate::cpu;
 use crate::mm::address_space::{Access, AddressSpace, FaultError, MapError};
 use crate::mm::layout::PAGE_SIZE;
-use crate::mm::vma::{Backing, Prot};
-use crate::mm::{frame, heap, user};
+use crate::mm::vma::{Backing, PageSource, Prot, SourceFrame};
+use crate::mm::{PhysAddr, frame, heap, kernel_map, user};
 use crate::sched;
 use crate::task::current;
+use crate::time;
 
 pub(super) const TESTS: &[Test] = tests![
     frames_are_distinct_and_come_back,
@@ -21,6 +24,7 @@ pub(super) const TESTS: &[Test] = tests![
     heap_objects_freed_on_another_cpu,
     heap_pages_come_back,
     kernel_image_is_write_xor_execute,
+    what_programs_map_of_the_image_stays_the_kernels,
     map_fault_and_unmap,
     rights_are_kept,
     fork_copies_on_write,
@@ -226,6 +230,40 @@ fn map_fault_and_unmap() -> TestResult {
         check!(user::read::<u64>(u64::MAX - 3).is_err());
         Ok(())
     })
+}
+
+/// Offers one frame of the kernel's image.
+struct ImagePage(PhysAddr);
+
+impl PageSource for ImagePage {
+    fn frame(&self, _page: u64) -> Result<SourceFrame, frame::OutOfMemory> {
+        Ok(SourceFrame::Kept(self.0))
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a page of the image")
+    }
+}
+
+fn what_programs_map_of_the_image_stays_the_kernels() -> TestResult {
+    let (start, end) = kernel_map::image_range();
+    for at in (start.0..end.0).step_by(PAGE_SIZE as usize) {
+        check!(frame::refs(PhysAddr(at)) != 0, "the allocator would take {:?} of the image", PhysAddr(at));
+    }
+    let clock = time::page_frame();
+    let users = frame::refs(clock);
+    in_space(|space| {
+        let backing = Backing::Private(Arc::new(ImagePage(clock)));
+        let at = space.map(0, PAGE_SIZE, RW, backing, 0, false, "").map_err(|e| alloc::format!("{e:?}"))?;
+        let magic: u64 = user::read(at).map_err(|e| alloc::format!("{e:?}"))?;
+        check!(space.lookup(at).map(|e| e.frame()) == Some(clock) && frame::refs(clock) == users + 1);
+        // Nobody else has it mapped, and yet the writer gets a copy.
+        check!(user::write(at, &!magic).is_ok() && user::read(at) == Ok(!magic));
+        check!(space.lookup(at).is_some_and(|e| e.frame() != clock), "a program writes into the image");
+        Ok(())
+    })?;
+    check!(frame::refs(clock) == users, "{} users, not {users}", frame::refs(clock));
+    Ok(())
 }
 
 fn rights_are_kept() -> TestResult {

@@ -15,7 +15,7 @@ use core::fmt;
 use crate::chaos;
 use crate::mm::PhysAddr;
 use crate::mm::address_space::{AddressSpace, MapError, VDSO_START};
-use crate::mm::frame::{self, OutOfMemory};
+use crate::mm::frame::OutOfMemory;
 use crate::mm::layout::PAGE_SIZE;
 use crate::mm::vma::{Backing, PageSource, Prot, SourceFrame};
 use crate::time;
@@ -45,13 +45,6 @@ impl PageSource for Pages {
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("")
     }
-}
-
-/// Keeps the two frames for ever: they are part of the kernel's image, and what programs leave behind must not free them. Before
-/// there are programs.
-pub fn init() {
-    frame::get(time::page_frame());
-    frame::get(image::frame());
 }
 
 /// Maps it, and returns what AT_SYSINFO_EHDR shall say; `None` if there is none.
