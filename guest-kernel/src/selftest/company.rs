@@ -50,6 +50,11 @@ struct Guests {
 }
 
 impl Guests {
+    fn new() -> Self {
+        let (called, came, over) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
+        Self { queue: WaitQueue::new(), called, came, over }
+    }
+
     /// Calls them, and keeps this CPU busy until each has come: nothing here asks the scheduler for anything.
     fn call_one_by_one(&self) -> TestResult {
         for i in 1..=ROUNDS {
@@ -84,21 +89,20 @@ extern "C" fn be_in_the_way(argument: usize) -> ! {
 }
 
 /// Waiting `SCHED_RR` tasks of one CPU.
-fn guests_on(id: u32) -> Result<(Arc<Guests>, impl Fn() -> usize, Vec<Arc<Task>>), alloc::string::String> {
-    let (called, came, over) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
-    let (guests, pass) = share(Guests { queue: WaitQueue::new(), called, came, over });
+fn guests_on(id: u32, pass: &impl Fn() -> usize) -> Result<Vec<Arc<Task>>, alloc::string::String> {
     let tasks = (0..ROUNDS).map(|_| spawn_on(id, "come", come, pass())).collect::<Result<Vec<_>, _>>()?;
     for task in &tasks {
         wait_for("its wait", HANG_MS, || task.state.load() == State::Blocked)?;
         set(task, Class::RoundRobin(RtPriority::MIN))?;
     }
-    Ok((guests, pass, tasks))
+    Ok(tasks)
 }
 
 /// A task has its CPU for itself, without a timer; then it wakes an equal there.
 fn a_newcomer_from_here_gets_its_turn() -> TestResult {
     move_to(&current().to_arc(), CpuId(0))?;
-    let (guests, _, tasks) = guests_on(0)?;
+    let (guests, pass) = share(Guests::new());
+    let tasks = guests_on(0, &pass)?;
     set(&current().to_arc(), Class::RoundRobin(RtPriority::MIN))?;
     let result = guests.call_one_by_one();
     ordinary_again()?;
@@ -113,7 +117,8 @@ fn a_newcomer_from_elsewhere_gets_its_turn() -> TestResult {
         return Ok(());
     }
     move_to(&current().to_arc(), CpuId(0))?;
-    let (guests, pass, tasks) = guests_on(1)?;
+    let (guests, pass) = share(Guests::new());
+    let tasks = guests_on(1, &pass)?;
     let in_the_way = spawn_on(1, "in the way", be_in_the_way, pass())?;
     set(&in_the_way, Class::RoundRobin(RtPriority::MIN))?;
     let result = guests.call_one_by_one();
