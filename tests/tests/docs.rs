@@ -6,7 +6,7 @@ use std::path::Path;
 use taskvisor_tests::Run;
 use taskvisor_tests::guest::taskvisor;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 16] = [
     "",
     "run",
     "image",
@@ -16,8 +16,11 @@ const COMMANDS: [&str; 13] = [
     "doctor",
     "report",
     "sim",
+    "script",
     "top",
     "ctl",
+    "tsc",
+    "tsc verify",
     "completions",
     "man",
 ];
