@@ -1,25 +1,28 @@
 //! Debian's static busybox and bash, unmodified, on 1, 2 and 4 vCPUs; their output must be the host's, byte for byte.
 
 use std::path::Path;
+use std::time::Duration;
 
-use taskvisor_tests::{Guest, TempDir, on_1_2_and_4_vcpus, prereq};
+use taskvisor_tests::{Guest, TempDir, on_1_2_and_4_vcpus, prereq, serial};
 
 /// A hundred lines of ordinary shell.
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/posix.sh");
+const POSIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/posix.sh");
+/// Two hundred applets of busybox, one after the other.
+const APPLETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/applets.sh");
 
-/// Runs the script by `shell` in the guest and on the host, with the same paths for script and tools in both.
-fn run_script(guest: Guest, shell: &Path, shell_args: &[&str]) {
+/// Runs a script by `shell` in the guest and on the host, with the same paths for script and tools in both.
+fn run_script(guest: Guest, shell: &Path, shell_args: &[&str], script: &str) {
     let Some(busybox) = prereq::busybox() else { return };
     let work = TempDir::new();
     let host = taskvisor_tests::Run::new(shell)
         .args(shell_args)
-        .arg(SCRIPT)
+        .arg(script)
         .env("BUSYBOX", &busybox)
         .env("WORK", work.path())
         .run();
     host.expect_code(0).expect_stdout("done");
     let guest = guest
-        .file(Path::new(SCRIPT), "/script.sh")
+        .file(Path::new(script), "/script.sh")
         .file(&busybox, "/bin/busybox")
         .env("BUSYBOX", "/bin/busybox")
         .env("WORK", "/tmp")
@@ -34,11 +37,11 @@ on_1_2_and_4_vcpus! {
     }
     fn busybox_script(guest: Guest) {
         let Some(busybox) = prereq::busybox() else { return };
-        run_script(guest, &busybox, &["sh"]);
+        run_script(guest, &busybox, &["sh"], POSIX);
     }
     fn bash_script(guest: Guest) {
         let Some(bash) = prereq::bash() else { return };
-        run_script(guest, &bash, &[]);
+        run_script(guest, &bash, &[], POSIX);
     }
     fn bash_command(guest: Guest) {
         let Some(bash) = prereq::bash() else { return };
@@ -55,5 +58,16 @@ on_1_2_and_4_vcpus! {
     fn exec_chain(guest: Guest) {
         let Some(busybox) = prereq::busybox() else { return };
         guest.same_as_host(&busybox, &["sh", "-c", "exec busybox sh -c 'exec busybox echo at the end'"]).expect_code(0);
+    }
+}
+
+/// On 2 vCPUs only: where ring 0 is interpreted, it takes the better part of a minute. `qemu.rs` has the others.
+#[test]
+fn busybox_applets() {
+    let Some(busybox) = prereq::busybox() else { return };
+    if prereq::kvm_or_left_out() {
+        let _beside_others = serial::shared();
+        // Only a hang takes that long.
+        run_script(Guest::new(2).timeout(Duration::from_secs(600)), &busybox, &["sh"], APPLETS);
     }
 }
