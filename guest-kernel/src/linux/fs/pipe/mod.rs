@@ -92,23 +92,23 @@ impl Pipe {
         if write && !read && flags.nonblock() && self.readers.load(Ordering::SeqCst) == 0 {
             return Err(Errno::ENXIO);
         }
-        let (readers_before, writers_before) =
-            (self.readers_ever.load(Ordering::SeqCst), self.writers_ever.load(Ordering::SeqCst));
+        let (queue, now, ever) = if read {
+            (&self.writable, &self.writers, &self.writers_ever)
+        } else {
+            (&self.readable, &self.readers, &self.readers_ever)
+        };
+        // Looked at before the other side can see us: it may wait for us, and from then on write, close and be gone before we
+        // look again. Or come and go in between, so openings are counted too. In this order, since an end that is not yet counted
+        // among all of them changes that number later.
+        let before = ever.load(Ordering::SeqCst);
+        let there = now.load(Ordering::SeqCst) > 0;
         let file: FileRef = OpenFile::new(End::new(&self, Some(name), read, write), flags);
-        // The other side may come and go before we look, so openings are counted too.
-        let wait = |queue: &WaitQueue, now: &AtomicU32, ever: &AtomicU32, before: u32| {
+        if read != write && !there && !flags.nonblock() {
             queue
                 .wait_interruptible(None, || {
                     (now.load(Ordering::SeqCst) > 0 || ever.load(Ordering::SeqCst) != before).then_some(())
                 })
-                .map_err(|_| Errno::ERESTARTSYS)
-        };
-        match (read, write) {
-            (true, false) if !flags.nonblock() => {
-                wait(&self.writable, &self.writers, &self.writers_ever, writers_before)?
-            }
-            (false, true) => wait(&self.readable, &self.readers, &self.readers_ever, readers_before)?,
-            _ => {}
+                .map_err(|_| Errno::ERESTARTSYS)?;
         }
         Ok(file)
     }
