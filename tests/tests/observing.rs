@@ -15,11 +15,11 @@ on_1_2_and_4_vcpus! {
         let outcome = guest.flag("--strace").run(&program("musl/clones"), &[] as &[&str]);
         outcome.expect_code(0);
         let lines = &outcome.stderr;
-        let of = |line: &str| line.strip_prefix("[pid").and_then(|l| l.split(']').next()).map(|p| p.trim().to_owned());
         let mut begun = std::collections::HashMap::new();
         for line in lines.lines() {
-            let Some(pid) = of(line) else { continue };
-            let text = line.split_once("] ").map_or("", |(_, text)| text);
+            // Without a number while there is one task.
+            let numbered = line.strip_prefix("[pid").and_then(|rest| rest.split_once("] "));
+            let (pid, text) = numbered.map_or(("1", line), |(pid, text)| (pid.trim(), text));
             if text.ends_with(" <unfinished ...>") {
                 let name = text.split('(').next().unwrap_or_default().to_owned();
                 assert!(begun.insert(pid, name).is_none(), "two at once: {line}; again: {}", outcome.typed);

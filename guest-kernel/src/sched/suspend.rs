@@ -21,8 +21,8 @@ use crate::trace;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending;
 
-/// Holds a task that isn't the current one. When this returns, it is on no CPU, and executes nothing of its program until it is let
-/// go. Only for a task of the stop class, which no other keeps from a CPU.
+/// Holds a task that isn't the current one. When this returns, it executes nothing of its program until it is let go; one that was
+/// ready takes one more turn within the kernel, to park. Only for a task of the stop class, which no other keeps from a CPU.
 ///
 /// # Errors
 /// [`Ending`].
