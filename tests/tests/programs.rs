@@ -93,4 +93,7 @@ on_1_2_and_4_vcpus! {
     fn splices_glibc(guest: Guest) {
         guest.same_as_host(&program("glibc/splices"), &[] as &[&str]).expect_stdout("PASS");
     }
+    fn fifos_musl(guest: Guest) {
+        guest.same_as_host(&program("musl/fifos"), &["200"]).expect_stdout("PASS");
+    }
 }

@@ -59,6 +59,15 @@ fn hello_musl() {
     runs(&program("musl/hello"), &["0"], "hello from");
 }
 
+/// On one CPU, where an opener that is woken can run before the one that woke it: one meeting in some ten thousand.
+#[test]
+fn fifos_musl() {
+    let Some(qemu) = prereq::qemu() else { return };
+    let _beside_others = serial::shared();
+    let image = Image::new(&[], &program("musl/fifos"), &["60000"]);
+    image.run_tcg(&qemu, 1).expect_code(debug_exit(0)).expect_stdout("PASS fifos");
+}
+
 #[test]
 fn pool_rust() {
     runs(&program("rust/pool"), &["4", "500"], "PASS pool");

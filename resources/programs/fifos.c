@@ -1,0 +1,50 @@
+/* Named pipes: whoever opens one end meets whoever opens the other, however short the other's visit is. Two processes take turns as
+ * reader and writer; each writer writes one number and is gone. A meeting that is missed shows as a hang. Argument: rounds. */
+#define _GNU_SOURCE
+#include "check.h"
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Each side has met the other at three more before it comes back to one, so two meetings at the same never mix. */
+enum { FIFOS = 4 };
+static char paths[FIFOS][80];
+
+static void take_turns(int me, int rounds) {
+    for (int i = 0; i < rounds; i++) {
+        int reads = (i / 2 + me) % 2, seen = -1;
+        int fd = open(paths[i % FIFOS], reads ? O_RDONLY : O_WRONLY);
+        CHECK(fd >= 0, "round %d, open", i);
+        if (reads) {
+            CHECK(read(fd, &seen, sizeof seen) == sizeof seen && seen == i, "round %d: %d came", i, seen);
+            CHECK(read(fd, &seen, 1) == 0, "round %d: no end", i);
+        } else {
+            CHECK(write(fd, &i, sizeof i) == sizeof i, "round %d, write", i);
+        }
+        CHECK(close(fd) == 0, "round %d, close", i);
+    }
+}
+
+int main(int argc, char **argv) {
+    int rounds = (int)argument(argc, argv, 1, 2000), status;
+    char dir[] = "/tmp/fifos.XXXXXX";
+    CHECK(mkdtemp(dir), "a directory");
+    for (int i = 0; i < FIFOS; i++) {
+        snprintf(paths[i], sizeof paths[i], "%s/%d", dir, i);
+        CHECK(mkfifo(paths[i], 0600) == 0, "mkfifo");
+    }
+    pid_t child = fork();
+    CHECK(child >= 0, "fork");
+    take_turns(child == 0, rounds);
+    if (child == 0) {
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "the other side ended with %#x", status);
+    for (int i = 0; i < FIFOS; i++) {
+        CHECK(unlink(paths[i]) == 0, "unlink");
+    }
+    CHECK(rmdir(dir) == 0, "rmdir");
+    printf("PASS fifos\n");
+    return 0;
+}
