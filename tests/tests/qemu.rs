@@ -64,7 +64,7 @@ fn hello_musl() {
 fn fifos_musl() {
     let Some(qemu) = prereq::qemu() else { return };
     let _beside_others = serial::shared();
-    let image = Image::new(&[], &program("musl/fifos"), &["60000"]);
+    let image = Image::new(&[], &program("musl/fifos"), &["150000"]);
     image.run_tcg(&qemu, 1).expect_code(debug_exit(0)).expect_stdout("PASS fifos");
 }
 
