@@ -39,6 +39,12 @@ impl Slice {
         Self { end, state, preempted, busy, longest: busy, ..self }
     }
 
+    /// The part of it that is not before `from`: in a damaged trace time may run backwards.
+    fn not_before(self, from: u64) -> Self {
+        let start = self.start.max(from);
+        Self { start, end: self.end.max(start), ..self }
+    }
+
     /// Takes the next one in, if both together are no longer than `resolution`.
     fn absorb(&mut self, next: &Self, resolution: u64) -> bool {
         if next.end.saturating_sub(self.start) > resolution {
@@ -49,7 +55,7 @@ impl Slice {
         }
         self.end = next.end;
         self.count = self.count.saturating_add(next.count);
-        self.busy += next.busy;
+        self.busy = self.busy.saturating_add(next.busy);
         (self.wait, self.waker) = (0, None);
         true
     }
@@ -104,6 +110,7 @@ impl Timeline {
     /// A CPU has left a task.
     pub(super) fn add(&mut self, cpu: u32, slice: Slice) {
         let lane = self.lanes.entry(cpu).or_default();
+        let slice = slice.not_before(lane.last().map_or(0, |last| last.end));
         if let Some(last) = lane.last_mut()
             && last.absorb(&slice, self.resolution)
         {
@@ -167,6 +174,22 @@ mod tests {
             prop_assert_eq!(lane.iter().map(|s| u64::from(s.count)).sum::<u64>(), spans.len() as u64);
             prop_assert!(lane.windows(2).all(|w| w[0].end <= w[1].start));
             prop_assert!(lane.iter().all(|s| s.count == 1 || s.end - s.start <= timeline.resolution));
+        }
+
+        /// Times of a damaged trace come in any order: the lane stays small, in order, and can be written.
+        #[test]
+        fn it_survives_time_that_runs_backwards(
+            spans in prop::collection::vec((any::<u64>(), any::<u64>(), 0_u32..5), 1..200),
+            limit in 4_usize..64,
+        ) {
+            let mut timeline = Timeline::new(limit);
+            for &(start, end, serial) in &spans {
+                timeline.add(0, Slice::begin(serial, start, 0, None, 0).end(end, 1, false));
+            }
+            let lane = &timeline.lanes[&0];
+            prop_assert!(lane.len() <= limit && timeline.total == lane.len());
+            prop_assert!(lane.iter().all(|s| s.start <= s.end) && lane.windows(2).all(|w| w[0].end <= w[1].start));
+            prop_assert_eq!(timeline.lanes(0).count(), 1);
         }
     }
 }
