@@ -101,7 +101,8 @@ async fn accept(listener: UnixListener, machine: Machine) {
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD);
+            // A client may say that it has sent all (`nc -N`) and still waits for its answer.
+            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD).half_close(true);
             if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
                 log::debug!("a control connection ended: {error}");
             }

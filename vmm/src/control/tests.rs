@@ -201,6 +201,21 @@ fn errors_say_what_where_and_what_to_do() {
     assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("application/problem+json"), "{answer}");
 }
 
+/// The request and its end are there at once, before the server looks.
+#[test]
+fn a_client_that_has_sent_all_gets_its_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control");
+    let listening = Listening::bind(&path).unwrap();
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.write_all(b"POST /v1/vm/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let _server = listening.serve(machine()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+}
+
 #[test]
 fn noise_and_oversize_end_the_connection_and_nothing_else() {
     let served = serve();
