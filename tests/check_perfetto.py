@@ -48,6 +48,8 @@ for cpu, of_cpu in switches.items():
     for event in of_cpu:
         switch = event.sched_switch
         assert event.pid == switch.prev_pid and switch.prev_comm and switch.next_comm, event
+        # A task may take its last name after it has come for the last time, so both ends count.
+        comms[switch.prev_pid].add(switch.prev_comm)
         comms[switch.next_pid].add(switch.next_comm)
         ran.add(switch.next_pid)
 
