@@ -25,6 +25,7 @@
 //! | [`directory`] | where a guest keeps what its VMM may read | no |
 //! | [`taskview`] | where in it tasks and CPUs are found | no |
 //! | [`requests`] | what a VMM asks of its guest | no |
+//! | [`delegation`] | scheduling from outside the guest: the memory, the messages, the commits | with an agent |
 //! | [`taskdebug`] | how a guest lets its VMM debug programs | no |
 //!
 //! # Three rules that hold everywhere
@@ -47,6 +48,7 @@ pub mod checker;
 pub mod clock;
 pub mod cpu;
 pub mod cpumask;
+pub mod delegation;
 pub mod directory;
 pub mod entity;
 pub mod events;

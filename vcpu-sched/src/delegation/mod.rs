@@ -1,0 +1,35 @@
+//! Scheduling from outside the guest: the shared memory, the messages, the commits. docs/delegation.md tells the whole story.
+//!
+//! The guest's side is [`Enclave`](enclave::Enclave), an agent's side [`Agent`](agent::Agent); both work on a
+//! [`Region`](layout::Region), which is nothing but a slice of 64-bit atomics: whoever maps the memory makes that slice, and
+//! that is all the `unsafe` there is. What is decided stands in pure tables: [`task`], [`check`], [`life`].
+//!
+//! | module | what lives there | who uses it |
+//! | --- | --- | --- |
+//! | [`abi`] | numbers and records, as C sees them | all |
+//! | [`layout`] | where everything lies | all |
+//! | [`message`], [`channel`] | what the guest tells, and its way | both |
+//! | [`status`] | what the guest shows at any time | both |
+//! | [`txn`] | what the agent asks for, and who owns it when | both |
+//! | [`pick`] | tasks that the agent leaves ready for a CPU that would idle | both |
+//! | [`task`], [`check`], [`life`] | what may happen to a task, a commit, an agent | guest |
+//! | [`enclave`] | the guest's side | guest |
+//! | [`agent`], [`policies`] | the agent's side | agents |
+//!
+//! # The invariant
+//! What a side owns, it keeps in private memory and only publishes in the region. So whatever the other side writes there,
+//! each task is in exactly one place of the guest's own table, and nothing panics.
+
+pub mod abi;
+pub mod agent;
+pub mod channel;
+pub mod check;
+pub mod enclave;
+pub mod layout;
+pub mod life;
+pub mod message;
+pub mod pick;
+pub mod policies;
+pub mod status;
+pub mod task;
+pub mod txn;
