@@ -30,6 +30,8 @@ pub mod event {
 pub mod flags {
     /// Tell each page fault of a program once it is resolved: a breakpoint waits for its page.
     pub const FAULTS: u32 = 1;
+    /// Preempt nobody: one task is stepped by itself, and others would pass what is lifted for its step.
+    pub const KEEP: u32 = 2;
 }
 
 /// A user task's saved registers: 8 bytes each, in this order.

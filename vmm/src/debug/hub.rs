@@ -13,6 +13,7 @@ use vcpu_sched::directory;
 use vcpu_sched::taskdebug::PORT;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::registers::VcpuRegisters;
 use crate::vcpu::exit::{Exit, Fatal};
 
 /// What an exit may mean; the registers decide.
@@ -59,13 +60,24 @@ pub enum Event {
     Published,
 }
 
+/// A vCPU's word.
+#[derive(Debug)]
+pub struct Report {
+    /// Which.
+    pub vcpu: usize,
+    /// What happened.
+    pub event: Event,
+    /// Its registers, which stay so until it is let go.
+    pub registers: Box<VcpuRegisters>,
+}
+
 /// One machine's.
 #[derive(Debug)]
 pub struct Hub {
     attached: AtomicBool,
     /// Virtual addresses of ring 0 where an `int3` of ours is.
     planted: Mutex<HashSet<u64>>,
-    events: Mutex<VecDeque<(usize, Event)>>,
+    events: Mutex<VecDeque<Report>>,
     evt: EventFd,
 }
 
@@ -113,14 +125,14 @@ impl Hub {
     }
 
     /// By a vCPU that has parked.
-    pub fn report(&self, vcpu: usize, event: Event) {
-        lock(&self.events).push_back((vcpu, event));
+    pub fn report(&self, report: Report) {
+        lock(&self.events).push_back(report);
         // It can't overflow; whoever reads takes all.
         let _ = self.evt.write(1);
     }
 
     /// Everything that was reported, in its order.
-    pub fn take(&self) -> VecDeque<(usize, Event)> {
+    pub fn take(&self) -> VecDeque<Report> {
         let _ = self.evt.read();
         std::mem::take(&mut *lock(&self.events))
     }

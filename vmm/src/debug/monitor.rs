@@ -41,7 +41,7 @@ fn switch(choice: &str, value: &mut bool) -> String {
 }
 
 fn tasks(session: &mut Session) -> String {
-    let snapshot = match &session.target.snapshot {
+    let snapshot = match session.target.show() {
         Ok(snapshot) => snapshot,
         Err(error) => return format!("{error}\n"),
     };
@@ -60,7 +60,7 @@ fn tasks(session: &mut Session) -> String {
 }
 
 fn cpus(session: &mut Session) -> String {
-    let snapshot = match &session.target.snapshot {
+    let snapshot = match session.target.show() {
         Ok(snapshot) => snapshot.clone(),
         Err(error) => return format!("{error}\n"),
     };

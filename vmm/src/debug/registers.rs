@@ -5,6 +5,7 @@
 //! the `g` packet and of the target description ([`super::target_xml`]), which is made from it.
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_ioctls::VcpuFd;
 use vcpu_sched::taskdebug::{SWITCH_WORDS, frame};
 
 use super::hex;
@@ -114,8 +115,47 @@ pub struct VcpuRegisters {
     pub regs: kvm_regs,
     /// Control and segments.
     pub sregs: kvm_sregs,
-    /// x87, SSE, AVX: the XSAVE area's first 1024 bytes in standard form, if the host gives it.
+    /// x87, SSE, AVX: the XSAVE area's first 1024 bytes in standard form, if it was read and the host gives it.
     pub xsave: Option<Box<[u8; XSAVE]>>,
+}
+
+impl VcpuRegisters {
+    /// All but the vectors, which few want to know.
+    pub fn read(fd: &VcpuFd) -> Result<Self, kvm_ioctls::Error> {
+        Ok(Self { regs: fd.get_regs()?, sregs: fd.get_sregs()?, xsave: None })
+    }
+
+    /// The vectors.
+    pub fn read_xsave(fd: &VcpuFd) -> Option<Box<[u8; XSAVE]>> {
+        let xsave = fd.get_xsave().ok()?;
+        let mut bytes = Box::new([0; XSAVE]);
+        for (to, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(xsave.region) {
+            *to = word.to_le_bytes();
+        }
+        Some(bytes)
+    }
+
+    /// Writes what is different from `old`.
+    pub fn write(&self, fd: &VcpuFd, old: &Self) -> Result<(), kvm_ioctls::Error> {
+        if old.sregs != self.sregs {
+            fd.set_sregs(&self.sregs)?;
+        }
+        if old.regs != self.regs {
+            fd.set_regs(&self.regs)?;
+        }
+        let Some(bytes) = self.xsave.as_ref().filter(|_| old.xsave != self.xsave) else { return Ok(()) };
+        let mut xsave = fd.get_xsave()?;
+        for (word, bytes) in xsave.region.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        // SAFETY: the area was read from this vCPU a moment ago, so it has the size that KVM expects.
+        unsafe { fd.set_xsave(&xsave) }
+    }
+}
+
+/// Whether a register is in the XSAVE area.
+pub const fn is_vector(number: usize) -> bool {
+    matches!(number, number::ST0..=number::MXCSR | number::YMM0H..number::CR0)
 }
 
 /// So much of the XSAVE area is used.

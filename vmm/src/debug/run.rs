@@ -3,10 +3,10 @@
 //! One thing runs at a time: the guest as the client wants it ([`Mode`]), or, out of the client's sight, one thread over a
 //! breakpoint that wasn't meant for it ([`Over`]). A second thread that hits something while the first is reported isn't
 //! remembered: it is put before the instruction and hits it again. How one instruction is stepped is [`super::step`]'s. Invariants:
-//! nothing of the debugger is left in the guest while it stands still, neither `int3` nor trap flag; a vCPU runs alone for
-//! [`ALONE`] at most, then all do, since what the thread waits for may be on another.
+//! nothing of the debugger is left in the guest while it stands still, neither `int3` nor trap flag; a vCPU runs alone, and its
+//! thread unpreempted, for [`ALONE`] at most, then all do, since what the thread waits for may be on another.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
@@ -18,14 +18,14 @@ use vm_memory::{Bytes, GuestAddress};
 use super::agent_expr;
 use super::breakpoints::{Home, Point};
 use super::command::{Action, Kind, ThreadId};
-use super::hub::Event;
+use super::hub::{Event, Report};
 use super::registers::number;
 use super::step::{How, RFLAGS_TF, Step};
 use super::target::{Target, TargetError};
 use super::threads::VCPU_BASE;
 
 /// How long a vCPU may run alone.
-pub const ALONE: Duration = Duration::from_millis(50);
+pub const ALONE: Duration = Duration::from_millis(500);
 /// Vectors (Intel SDM vol. 3A, table 6-1).
 const DEBUG: u32 = 1;
 const BREAKPOINT: u32 = 3;
@@ -92,6 +92,8 @@ pub struct Running {
     alone: Option<Instant>,
     /// Debug settings that vCPUs have.
     applied: HashMap<usize, (u32, Vec<u64>)>,
+    /// What the guest's kernel has been told (`vcpu_sched::taskdebug::flags`).
+    told: u32,
     /// vCPUs whose `int3` is the program's own.
     inject: HashSet<usize>,
     /// Faults of programs stop before they are delivered.
@@ -107,6 +109,7 @@ impl Default for Running {
             over: None,
             alone: None,
             applied: HashMap::new(),
+            told: 0,
             inject: HashSet::new(),
             stop_on_fault: true,
             last: None,
@@ -143,7 +146,7 @@ impl Target {
     /// Stops for the client, at what runs now. Prefers the thread that it looked at last.
     pub fn interrupt(&mut self, signal: u8) -> Result<Stop, TargetError> {
         self.halt()?;
-        for (vcpu, event) in self.machine.hub.take() {
+        for (vcpu, event) in self.reported() {
             // What happened at the same moment is put before its instruction and happens again.
             if let Verdict::Report(_) = self.judge(vcpu, event)? {
                 self.undo(vcpu)?;
@@ -163,6 +166,9 @@ impl Target {
     pub fn resume(&mut self, actions: &[(Action, ThreadId)], selected: u32) -> Result<(), TargetError> {
         let stepped = actions.iter().find(|(action, _)| matches!(action, Action::Step | Action::Range(..)));
         self.running.mode = Mode::default();
+        if !actions.iter().any(|(action, _)| *action == Action::Deliver) {
+            self.keep_signal()?;
+        }
         if let Some((action, who)) = stepped {
             let thread = if let ThreadId::One(id) = who { *id } else { selected };
             let range = if let Action::Range(start, end) = action { Some((*start, *end)) } else { None };
@@ -173,12 +179,19 @@ impl Target {
         self.start()
     }
 
+    /// The fault that was told isn't the program's any more: it goes on with the registers that it has now.
+    fn keep_signal(&mut self) -> Result<(), TargetError> {
+        let faulted = self.running.last.filter(|stop| matches!(stop.signal, signal::ILL | signal::FPE | signal::SEGV));
+        let vcpu = faulted.and_then(|stop| self.thread(stop.thread).ok()?.vcpu);
+        vcpu.map_or(Ok(()), |vcpu| self.undo(vcpu))
+    }
+
     /// Nobody debugs any more: everything runs, as if nobody ever had.
     pub fn let_go(&mut self) -> Result<(), TargetError> {
         self.halt()?;
         // While all stand still: nothing more is reported, so nobody waits for an answer that doesn't come.
         self.machine.hub.attach(false);
-        for (vcpu, event) in self.machine.hub.take() {
+        for (vcpu, event) in self.reported() {
             if let Verdict::Report(_) = self.judge(vcpu, event)? {
                 self.undo(vcpu)?;
             }
@@ -206,7 +219,8 @@ impl Target {
         let roots = self.roots();
         let planted = self.points.plant(&self.machine.ram, &roots, except);
         self.machine.hub.set_planted(self.points.kernel().filter(|address| Some(*address) != except));
-        self.tell_faults(planted.waiting);
+        let faults = if planted.waiting { flags::FAULTS } else { 0 };
+        self.tell(faults | if on.is_some() { flags::KEEP } else { 0 });
         for vcpu in 0..self.machine.control.vcpus() {
             self.set_debug(vcpu, single == Some(vcpu), except)?;
         }
@@ -224,6 +238,7 @@ impl Target {
     }
 
     fn release_all(&mut self) {
+        self.tell(self.running.told & !flags::KEEP);
         self.running.alone = None;
         self.rung.clear();
         self.machine.control.go(None);
@@ -237,26 +252,27 @@ impl Target {
 
     /// What vCPUs have reported, or nothing for too long: a stop to be told, if there is one.
     pub fn look(&mut self) -> Result<Option<Stop>, TargetError> {
-        let mut events = self.machine.hub.take();
-        if events.is_empty() {
+        let mut reports = self.machine.hub.take();
+        if reports.is_empty() {
             if self.deadline().is_some_and(|deadline| Instant::now() >= deadline) {
                 self.release_all();
             }
             return Ok(None);
         }
         let more = |event: &Event| matches!(event, Event::Published | Event::Rang { event: event::FAULT_RESOLVED, .. });
-        if events.iter().all(|(_, event)| more(event)) && self.running.alone.is_none() {
+        if reports.iter().all(|report| more(&report.event)) && self.running.alone.is_none() {
             // Only more to plant: nobody else is stopped for it.
             self.refresh();
             let roots = self.roots();
             let except = self.running.over.as_ref().map(|over| over.address);
             let planted = self.points.plant(&self.machine.ram, &roots, except);
-            self.tell_faults(planted.waiting);
-            events.iter().for_each(|(vcpu, _)| self.machine.control.go(Some(*vcpu)));
+            self.tell(if planted.waiting { flags::FAULTS } else { 0 });
+            reports.iter().for_each(|report| self.machine.control.go(Some(report.vcpu)));
             return Ok(None);
         }
         self.halt()?;
-        events.extend(self.machine.hub.take());
+        reports.extend(self.machine.hub.take());
+        let events = self.heard(reports);
         let mut report: Option<Stop> = None;
         let mut over = None;
         for (vcpu, event) in events {
@@ -278,6 +294,21 @@ impl Target {
         }
         self.start()?;
         Ok(None)
+    }
+
+    /// What vCPUs have reported by now, with the guest standing still.
+    fn reported(&mut self) -> Vec<(usize, Event)> {
+        let reports = self.machine.hub.take();
+        self.heard(reports)
+    }
+
+    /// Reports bring registers along, so that nobody has to ask for them.
+    fn heard(&mut self, reports: VecDeque<Report>) -> Vec<(usize, Event)> {
+        let one = |report: Report| {
+            self.told(report.vcpu, *report.registers);
+            (report.vcpu, report.event)
+        };
+        reports.into_iter().map(one).collect()
     }
 
     /// What an event means, with the guest standing still. Puts the thread where the client expects it.
@@ -441,10 +472,10 @@ impl Target {
         Ok(())
     }
 
-    /// Whether the guest shall tell each page that comes.
-    fn tell_faults(&self, wanted: bool) {
-        if let Some((word, _)) = self.machine.reader.debug_places() {
-            let value = if wanted { flags::FAULTS } else { 0 };
+    /// What the guest's kernel shall do differently (`vcpu_sched::taskdebug::flags`).
+    fn tell(&mut self, value: u32) {
+        self.running.told = value;
+        if let Some((word, _)) = self.debug_places {
             // A guest that names no memory of its own isn't helped.
             let _ = self.machine.ram.write_obj(value, GuestAddress(word));
         }

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use super::command::{Action, Command, Kind, ThreadId};
-use super::registers::{REGISTERS, number, value_of};
+use super::registers::{REGISTERS, is_vector, number, value_of};
 use super::run::{EXPEDITED, Stop, Why, signal};
 use super::target::{Machine, Target, TargetError};
 use super::threads::{Thread, to_xml};
@@ -117,11 +117,19 @@ impl Session {
                 Some(stop) => text(self.stop_reply(stop)),
                 None => text("S05"),
             },
-            Command::ReadRegisters => text(self.target.registers(selected)?.packet()),
+            Command::ReadRegisters => {
+                self.target.want_vectors(selected)?;
+                text(self.target.registers(selected)?.packet())
+            }
             Command::ReadRegister(number) if number < REGISTERS.len() => {
+                if is_vector(number) {
+                    self.target.want_vectors(selected)?;
+                }
+                let values = self.target.registers(selected)?;
                 let mut out = String::new();
-                self.target.registers(selected)?.put(number, &mut out);
-                text(out)
+                values.put(number, &mut out);
+                // lldb takes `xx` for digits, but knows what to do with an error.
+                text(if self.lldb && values.get(number).is_none() { "E00".to_owned() } else { out })
             }
             Command::ReadRegister(_) => text("E00"),
             Command::WriteRegister(number, bytes) => match value_of(number, &bytes) {
@@ -175,11 +183,15 @@ impl Session {
             Command::Kill => Reply::Kill,
             Command::Transfer { object, annex, offset, length } => self.transfer(&object, &annex, offset, length),
             Command::FirstThreads => {
+                let _ = self.target.show();
                 let ids: Vec<String> = self.target.threads.iter().map(|thread| format!("{:x}", thread.id)).collect();
                 text(format!("m{}", ids.join(",")))
             }
             Command::MoreThreads => text("l"),
-            Command::ThreadInfo(ThreadId::One(id)) => text(hex::encode(self.target.thread(id)?.info.as_bytes())),
+            Command::ThreadInfo(ThreadId::One(id)) => {
+                let _ = self.target.show();
+                text(hex::encode(self.target.thread(id)?.info.as_bytes()))
+            }
             Command::ThreadStop(ThreadId::One(id)) => {
                 self.target.thread(id)?;
                 text(self.stop_reply(self.stop_of(id)))
@@ -288,6 +300,7 @@ impl Session {
     }
 
     fn threads_json(&mut self) -> String {
+        let _ = self.target.show();
         let threads: Vec<Thread> = self.target.threads.clone();
         let list = threads.into_iter().map(|thread| {
             let stop = self.stop_of(thread.id);
@@ -308,6 +321,7 @@ impl Session {
     fn transfer(&mut self, object: &str, annex: &str, offset: usize, length: usize) -> Reply {
         let name = format!("{object}:{annex}");
         if offset == 0 || self.transfer.0 != name {
+            let _ = self.target.show();
             let whole = match (object, annex) {
                 ("features", "target.xml") => target_xml::target(),
                 ("threads", "") => to_xml(&self.target.threads),

@@ -121,7 +121,7 @@ impl Target {
                 self.change_vcpu(vcpu, clear)?;
             }
         }
-        let frame = self.machine.reader.debug_places().map(|(_, frame)| frame).filter(|_| thread.user);
+        let frame = self.debug_places.map(|(_, frame)| frame).filter(|_| thread.user);
         let Some(at) = frame.map(|frame| frame.wrapping_add(8 * frame::RFLAGS as u64)) else { return Ok(()) };
         let space = self.space(id)?;
         match space.words::<1>(at) {

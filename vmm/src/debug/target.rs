@@ -1,7 +1,7 @@
 //! The stopped machine as a session sees it: threads, their registers and their memory.
 //!
 //! [`super::run`] makes it stand still and go on. Invariants: registers are read from a vCPU once a stop, and written through at
-//! once; everything that the guest's lists say is looked up through checks that end in an error, never in a panic.
+//! once; the guest's lists are read again only if they may say something else, or somebody wants to see them; everything that the guest's lists say is looked up through checks that end in an error, never in a panic.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,9 +12,12 @@ use vcpu_sched::taskdebug::frame;
 use super::breakpoints::{Points, Segments};
 use super::hub::Hub;
 use super::memory::{MemoryError, Space};
-use super::registers::{self, REGISTERS, Values, VcpuRegisters, XSAVE, frame_word, number, set_in_vcpu, switch_word};
+use super::registers::{
+    Feature, REGISTERS, Values, VcpuRegisters, frame_word, is_vector, number, set_in_vcpu, switch_word,
+};
 use super::run::Running;
 use super::threads::{self, Thread};
+use crate::guestview::pulse::{Pulse, Watch};
 use crate::guestview::{GuestViewError, Reader, Snapshot};
 use crate::memory::Ram;
 use crate::vm::run_control::{Paused, RunControl, RunControlError};
@@ -68,10 +71,17 @@ pub struct Target {
     pub machine: Machine,
     /// While it stands still.
     pub paused: Option<Paused>,
-    /// Its threads at this stop.
+    /// Its threads. What one of them waits for may be old, see [`Target::show`].
     pub threads: Vec<Thread>,
-    /// What its lists said, for `monitor`.
-    pub snapshot: Result<Snapshot, GuestViewError>,
+    /// What its lists said.
+    snapshot: Result<Snapshot, GuestViewError>,
+    watch: Option<Watch>,
+    /// When the lists were read.
+    pulse: Option<Pulse>,
+    /// They were at this stop.
+    shown: bool,
+    /// See [`Reader::debug_places`].
+    pub debug_places: Option<(u64, u64)>,
     vcpus: HashMap<usize, VcpuRegisters>,
     /// vCPUs that stand in a write to the task-debug port, with the address of their program's registers.
     pub rung: HashMap<usize, u64>,
@@ -90,14 +100,39 @@ impl Target {
             paused: None,
             threads: Vec::new(),
             snapshot: Ok(Snapshot::default()),
+            watch: None,
+            pulse: None,
+            shown: false,
+            debug_places: None,
             vcpus: HashMap::new(),
             rung: HashMap::new(),
             running: Running::default(),
         }
     }
 
-    /// Reads the guest's lists again. The vCPUs stand still.
+    /// Reads the guest's lists again if a task has come, gone, or got or lost a CPU. The vCPUs stand still.
     pub fn refresh(&mut self) {
+        let pulse = self.watch.as_ref().and_then(|watch| self.machine.reader.pulse(watch));
+        self.shown = false;
+        if pulse.is_none() || pulse != self.pulse {
+            self.reread();
+        }
+    }
+
+    /// What the guest's lists say, with everything that has changed, for whoever wants to look at it.
+    pub fn show(&mut self) -> &Result<Snapshot, GuestViewError> {
+        if !self.shown {
+            self.reread();
+        }
+        &self.snapshot
+    }
+
+    fn reread(&mut self) {
+        self.shown = true;
+        self.debug_places = self.machine.reader.debug_places();
+        self.watch = self.machine.reader.watch().ok();
+        // Before the lists: what changes while they are read is seen next time.
+        self.pulse = self.watch.as_ref().and_then(|watch| self.machine.reader.pulse(watch));
         self.snapshot = self.machine.reader.snapshot();
         let empty = Snapshot::default();
         let snapshot = self.snapshot.as_ref().unwrap_or(&empty);
@@ -111,7 +146,9 @@ impl Target {
 
     /// A thread of the list.
     pub fn thread(&self, id: u32) -> Result<&Thread, TargetError> {
-        self.threads.iter().find(|thread| thread.id == id).ok_or(TargetError::NoThread(id))
+        // They are in the order of their numbers.
+        let place = self.threads.binary_search_by_key(&id, |thread| thread.id).ok();
+        place.and_then(|place| self.threads.get(place)).ok_or(TargetError::NoThread(id))
     }
 
     /// The thread that a vCPU runs.
@@ -131,10 +168,27 @@ impl Target {
     /// A vCPU's registers.
     pub fn vcpu(&mut self, vcpu: usize) -> Result<&VcpuRegisters, TargetError> {
         if !self.vcpus.contains_key(&vcpu) {
-            let registers = self.with_vcpu(vcpu, read_vcpu)??;
+            let registers = self.with_vcpu(vcpu, |fd| VcpuRegisters::read(fd))??;
             self.vcpus.insert(vcpu, registers);
         }
         self.vcpus.get(&vcpu).ok_or(TargetError::Running)
+    }
+
+    /// A vCPU that stands still has told its registers.
+    pub fn told(&mut self, vcpu: usize, registers: VcpuRegisters) {
+        self.vcpus.insert(vcpu, registers);
+    }
+
+    /// From now on a thread's registers have its vectors with them.
+    pub fn want_vectors(&mut self, id: u32) -> Result<(), TargetError> {
+        let Some(vcpu) = self.thread(id)?.vcpu else { return Ok(()) };
+        if self.vcpu(vcpu)?.xsave.is_none() {
+            let xsave = self.with_vcpu(vcpu, |fd| VcpuRegisters::read_xsave(fd))?;
+            if let Some(registers) = self.vcpus.get_mut(&vcpu) {
+                registers.xsave = xsave;
+            }
+        }
+        Ok(())
     }
 
     /// Changes a vCPU's registers; `false` from `change`: nothing is written.
@@ -143,13 +197,14 @@ impl Target {
         vcpu: usize,
         change: impl FnOnce(&mut VcpuRegisters) -> bool,
     ) -> Result<bool, TargetError> {
-        let mut registers = self.vcpu(vcpu)?.clone();
-        if !change(&mut registers) {
+        let old = self.vcpu(vcpu)?.clone();
+        let mut new = old.clone();
+        if !change(&mut new) {
             return Ok(false);
         }
-        let new = registers.clone();
-        self.with_vcpu(vcpu, move |fd| write_vcpu(fd, &new))??;
-        self.vcpus.insert(vcpu, registers);
+        let written = new.clone();
+        self.with_vcpu(vcpu, move |fd| written.write(fd, &old))??;
+        self.vcpus.insert(vcpu, new);
         Ok(true)
     }
 
@@ -213,13 +268,21 @@ impl Target {
     /// Sets a thread's register where it is kept now.
     pub fn set_register(&mut self, id: u32, register: usize, value: u128) -> Result<(), TargetError> {
         let thread = self.thread(id)?.clone();
+        if is_vector(register) {
+            self.want_vectors(id)?;
+        }
         let refused = TargetError::Register(REGISTERS.get(register).map_or("that register", |known| known.name));
-        if self.registers(id)?.get(register) == Some(value) {
+        // Control registers, CPU and the like are the guest's to change. gdb puts all back after it has called a function of the
+        // program, so that an error would be taken for one of the call.
+        let guests = REGISTERS.get(register).is_some_and(|known| known.feature == Feature::Task);
+        if guests || self.registers(id)?.get(register) == Some(value) {
             return Ok(());
         }
         let word = match (thread.vcpu, thread.vcpu.and_then(|vcpu| self.rung.get(&vcpu))) {
-            (Some(_), Some(at)) => frame_word(register).filter(|_| changeable(register)).map(|word| (*at, word)),
-            (Some(vcpu), None) => {
+            (Some(_), Some(at)) if frame_word(register).is_some() => {
+                frame_word(register).filter(|_| changeable(register)).map(|word| (*at, word))
+            }
+            (Some(vcpu), _) => {
                 let done = self.change_vcpu(vcpu, |registers| set_in_vcpu(registers, register, value))?;
                 return if done { Ok(()) } else { Err(refused) };
             }
@@ -244,34 +307,4 @@ impl Target {
 /// A program's segments are the kernel's business.
 fn changeable(register: usize) -> bool {
     register != number::CS && register != number::SS
-}
-
-fn read_vcpu(fd: &mut VcpuFd) -> Result<VcpuRegisters, kvm_ioctls::Error> {
-    let xsave = fd.get_xsave().ok().map(|xsave| {
-        let mut bytes = Box::new([0; XSAVE]);
-        for (to, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(xsave.region) {
-            *to = word.to_le_bytes();
-        }
-        bytes
-    });
-    Ok(VcpuRegisters { regs: fd.get_regs()?, sregs: fd.get_sregs()?, xsave })
-}
-
-fn write_vcpu(fd: &VcpuFd, new: &registers::VcpuRegisters) -> Result<(), kvm_ioctls::Error> {
-    let old = fd.get_sregs()?;
-    if old != new.sregs {
-        fd.set_sregs(&new.sregs)?;
-    }
-    fd.set_regs(&new.regs)?;
-    let (Some(bytes), Ok(mut xsave)) = (&new.xsave, fd.get_xsave()) else { return Ok(()) };
-    let mut changed = false;
-    for (word, bytes) in xsave.region.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        changed |= *word != u32::from_le_bytes(*bytes);
-        *word = u32::from_le_bytes(*bytes);
-    }
-    if changed {
-        // SAFETY: the area was read from this vCPU a moment ago, so it has the size that KVM expects.
-        unsafe { fd.set_xsave(&xsave) }?;
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@
 //! reading it ends after a bounded amount of work with a list or an error, never with a panic; what is printed from it holds
 //! no control characters.
 
+pub mod pulse;
 mod read;
 mod task;
 #[cfg(test)]

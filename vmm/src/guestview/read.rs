@@ -15,7 +15,7 @@ pub struct Places {
     /// Guest-physical address of the task view's header.
     pub tasks: Option<u64>,
     /// Number and guest-physical address.
-    cpus: Vec<(u32, u64)>,
+    pub(super) cpus: Vec<(u32, u64)>,
 }
 
 impl Places {
@@ -41,7 +41,7 @@ impl Places {
     }
 
     /// A pointer of the guest kernel as guest-physical address; `None` if it can't be one.
-    fn physical(&self, pointer: u64) -> Option<u64> {
+    pub(super) fn physical(&self, pointer: u64) -> Option<u64> {
         let address = pointer.checked_sub(self.direct_map)?;
         (address % 8 == 0 && pointer != 0).then_some(address)
     }

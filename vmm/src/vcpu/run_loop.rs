@@ -20,7 +20,8 @@ use super::kick::Armed;
 use super::report::Snapshot;
 use super::seat::{Taken, Turn};
 use crate::chaos::Pauses;
-use crate::debug::hub::{Concern, Event, Hub};
+use crate::debug::hub::{Concern, Event, Hub, Report};
+use crate::debug::registers::VcpuRegisters;
 use crate::memory::Ram;
 use crate::trace::VcpuTracer;
 
@@ -115,10 +116,10 @@ impl Vcpu {
             let (kind, next) = serve(exit, &self.buses);
             self.counts.add(kind);
             self.trace(|tracer| tracer.reason(kind));
-            if let Some(event) = concern.and_then(|concern| self.event(concern)) {
+            if let Some(report) = concern.and_then(|concern| self.report(concern)) {
                 self.seat.stop();
                 if let Some(hub) = &self.debug {
-                    hub.report(self.id as usize, event);
+                    hub.report(report);
                 }
                 return self.obey();
             }
@@ -139,23 +140,25 @@ impl Vcpu {
 
     /// What an exit that concerns the debugger is, if it is his.
     #[cold]
-    fn event(&mut self, concern: Concern) -> Option<Event> {
+    fn report(&mut self, concern: Concern) -> Option<Report> {
         if let Concern::Rang(_) | Concern::Published = concern {
             // The write is complete, RIP behind it, only after the next KVM_RUN.
             self.fd.set_kvm_immediate_exit(1);
             let _ = self.fd.run();
             self.fd.set_kvm_immediate_exit(0);
         }
-        let regs = self.fd.get_regs().ok()?;
-        match concern {
-            Concern::Rang(event) => Some(Event::Rang { event, frame: regs.rdi, about: regs.rsi }),
-            Concern::Published => Some(Event::Published),
-            Concern::Debug { exception } => Some(Event::Debug { exception, rip: regs.rip }),
+        let registers = Box::new(VcpuRegisters::read(&self.fd).ok()?);
+        let regs = &registers.regs;
+        let event = match concern {
+            Concern::Rang(event) => Event::Rang { event, frame: regs.rdi, about: regs.rsi },
+            Concern::Published => Event::Published,
+            Concern::Debug { exception } => Event::Debug { exception, rip: regs.rip },
             Concern::Emulation => {
                 let ours = self.debug.as_ref().is_some_and(|hub| hub.is_planted(regs.rip));
-                ours.then_some(Event::Planted { rip: regs.rip })
+                ours.then_some(Event::Planted { rip: regs.rip })?
             }
-        }
+        };
+        Some(Report { vcpu: self.id as usize, event, registers })
     }
 
     #[inline]
