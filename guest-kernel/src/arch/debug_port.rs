@@ -65,6 +65,12 @@ pub fn fault_resolved(frame: &mut TrapFrame, address: u64) {
     }
 }
 
+/// Whether the current task must not be preempted: a debugger steps it, with breakpoints lifted that another would miss.
+pub fn keeps_task() -> bool {
+    // Relaxed: the debugger sets it while this CPU is stopped, and a moment more or less does no harm when it takes it back.
+    FLAGS.load(Ordering::Relaxed) & flags::KEEP != 0
+}
+
 /// The kernel is about to report its end.
 pub fn panic(frame: *mut TrapFrame) {
     tell(event::PANIC, frame, 0);

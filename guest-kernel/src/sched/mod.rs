@@ -43,7 +43,7 @@ use vcpu_sched::runqueue::{PolicyKind, RunQueue};
 use vcpu_sched::task::state::{Action, Event};
 
 use crate::arch::features::{Features, has};
-use crate::arch::{apic, descriptors::vector, fpu, instr};
+use crate::arch::{apic, debug_port, descriptors::vector, fpu, instr};
 use crate::boot::cmdline;
 use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu};
@@ -180,7 +180,10 @@ pub fn preempt_if_needed() {
 
 #[cold]
 fn preempt() {
-    preempt_now();
+    // The wish stays, and is granted when the step is done.
+    if !debug_port::keeps_task() {
+        preempt_now();
+    }
 }
 
 /// Takes the CPU from the current task, whatever the policy says. Where an interrupt could come; interrupts are off.

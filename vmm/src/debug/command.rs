@@ -27,6 +27,8 @@ pub enum Action {
     Range(u64, u64),
     /// Stop.
     Stop,
+    /// Beside going on: the signal that it has stopped for is delivered, where it would be lost without.
+    Deliver,
 }
 
 /// The kinds of breakpoints, by their number in Z and z.
@@ -167,8 +169,9 @@ pub fn parse(data: &[u8]) -> Option<Command> {
         b'c' if rest.is_empty() => Command::Resume(vec![(Action::Continue, ThreadId::All)]),
         b's' if rest.is_empty() => Command::Resume(vec![(Action::Step, ThreadId::Any)]),
         b'C' | b'S' if rest.len() == 2 => {
-            let action = if first == b'C' { Action::Continue } else { Action::Step };
-            Command::Resume(vec![(action, if first == b'C' { ThreadId::All } else { ThreadId::Any })])
+            let (action, who) =
+                if first == b'C' { (Action::Continue, ThreadId::All) } else { (Action::Step, ThreadId::Any) };
+            Command::Resume(vec![(action, who), (Action::Deliver, ThreadId::Any)])
         }
         b'D' => Command::Detach,
         b'k' => Command::Kill,
@@ -222,7 +225,15 @@ fn verbose(text: &str) -> Option<Command> {
         return Some(Command::ResumeSupported);
     }
     if let Some(actions) = text.strip_prefix("vCont;") {
-        return actions.split(';').map(action).collect::<Option<_>>().map(Command::Resume);
+        let mut all = Vec::new();
+        for text in actions.split(';') {
+            let (action, who) = action(text)?;
+            all.push((action, who));
+            if text.starts_with(['C', 'S']) {
+                all.push((Action::Deliver, who));
+            }
+        }
+        return Some(Command::Resume(all));
     }
     if text.starts_with("vKill") {
         return Some(Command::Kill);
@@ -244,7 +255,6 @@ fn action(text: &str) -> Option<(Action, ThreadId)> {
     let (what, who) = text.split_once(':').map_or((text, None), |(what, who)| (what, Some(who)));
     let who = who.map_or(Some(ThreadId::All), thread)?;
     let action = match what.split_at_checked(1)? {
-        // A signal is delivered to nobody: the guest's tasks have their own.
         ("c" | "C", _) => Action::Continue,
         ("s" | "S", _) => Action::Step,
         ("t", "") => Action::Stop,
@@ -312,13 +322,14 @@ mod tests {
     #[test]
     fn commands_are_understood() {
         use Command::*;
-        let cases: [(&[u8], Command); 14] = [
+        let cases: [(&[u8], Command); 15] = [
             (b"m1f,20", ReadMemory(0x1f, 0x20)),
             (b"M10,2:abcd", WriteMemory(0x10, vec![0xab, 0xcd])),
             (b"X10,2:\x00#", WriteMemory(0x10, vec![0, b'#'])),
             (b"Hgp1.1a", SelectThread(ThreadId::One(0x1a))),
             (b"Hc-1", SelectForResume(ThreadId::All)),
             (b"vCont;s:7;c", Resume(vec![(Action::Step, ThreadId::One(7)), (Action::Continue, ThreadId::All)])),
+            (b"vCont;C0b:7", Resume(vec![(Action::Continue, ThreadId::One(7)), (Action::Deliver, ThreadId::One(7))])),
             (b"vCont;r10,20:p1.7", Resume(vec![(Action::Range(0x10, 0x20), ThreadId::One(7))])),
             (b"Z0,401000,1;X3,010203X1,27", Insert(Kind::Software, 0x401000, 1, vec![vec![1, 2, 3], vec![0x27]])),
             (b"z1,401000,1", Remove(Kind::Hardware, 0x401000, 1)),
