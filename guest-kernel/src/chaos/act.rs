@@ -1,9 +1,9 @@
 //! What a point may do. Only [`super::point`] and the places that hold interrupts back come here.
 //!
 //! What is allowed depends on where we are. With interrupts on, an interrupt could come right now, so everything that an
-//! interrupt brings about is legal. With interrupts off, our caller may hold locks (never a run queue's): then the current task is
-//! only asked to give way later, and ready tasks may move. At the edges of system calls no lock at all is held: there any blocked
-//! task may be woken.
+//! interrupt brings about is legal. With interrupts off, our caller may hold locks, this CPU's run queue among them: then the
+//! current task is only asked to give way later, and ready tasks may move, if the queue is free. At the edges of system calls no
+//! lock at all is held: there any blocked task may be woken.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};

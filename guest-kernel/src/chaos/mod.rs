@@ -71,7 +71,7 @@ struct PerCpu {
 static CPUS: [PerCpu; MAX_CPUS] =
     [const { PerCpu { random: rng::Stream::new(), busy: AtomicBool::new(false), held: AtomicU64::new(0) } }; MAX_CPUS];
 
-/// Something may happen here. From any context but NMI and machine check, with no run queue locked.
+/// Something may happen here. From any context but NMI and machine check, with no run queue of another CPU locked.
 #[inline(always)]
 pub fn point(point: Point) {
     // Relaxed: set once, and a point that misses it does nothing wrong.

@@ -29,9 +29,14 @@ fn take(from: CpuId, wanted: impl FnOnce(&mut Queue) -> Option<TaskRef>) -> Opti
     Some(task)
 }
 
+/// An ordinary task that may run on `to`, out of a locked queue.
+fn steal_for(to: CpuId, rq: &mut Queue) -> Option<TaskRef> {
+    rq.steal(|t| t.allowed_on(to) && !place::is_tied(t))
+}
+
 /// Takes an ordinary task that may run on `to`.
 fn take_for(to: CpuId, from: CpuId) -> Option<TaskRef> {
-    take(from, |rq| rq.steal(|t| t.allowed_on(to) && !place::is_tied(t)))
+    take(from, |rq| steal_for(to, rq))
 }
 
 /// Takes a task from another CPU into this CPU's queue, which is empty: from the best one, and if that has none that may run
@@ -59,9 +64,13 @@ pub(super) fn spread(me: &Cpu) {
     }
 }
 
-/// Gives an ordinary task that waits here to another CPU, even or not. Own CPU, interrupts off, no run queue locked.
+/// Gives an ordinary task that waits here to another CPU, even or not; none while this CPU's queue is locked, even by our caller. Own
+/// CPU, interrupts off, no other run queue locked.
 pub fn give_away(me: &Cpu, to: CpuId) -> bool {
-    let Some(task) = take_for(to, me.id) else { return false };
+    let Some(mut rq) = me.run_queue.try_lock() else { return false };
+    let Some(task) = steal_for(to, &mut rq) else { return false };
+    place::publish(me, &rq);
+    drop(rq);
     place::enqueue_on(to, task, Why::Migrate(MigrateReason::Balance));
     true
 }

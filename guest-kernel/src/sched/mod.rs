@@ -191,10 +191,10 @@ pub fn preempt_now() {
     switch::reschedule(Event::Preempt);
 }
 
-/// Has the current task give way when it leaves the kernel. Own CPU, interrupts off, no run queue locked.
+/// Has the current task give way when it leaves the kernel. Own CPU, interrupts off; its run queue may be locked.
 pub fn preempt_soon(me: &Cpu) {
-    let _rq = me.run_queue.lock_irqs_off();
-    // Relaxed: the lock orders it.
+    // Relaxed, and without the lock that others set it under: only this CPU clears it, in `reschedule`. Who then has queued a task and
+    // sends no interrupt, because we were asked before, has done so before that takes the lock.
     me.need_resched.store(true, Ordering::Relaxed);
 }
 
