@@ -55,6 +55,10 @@ pub struct CpuStats {
     pub shootdown_ipis: AtomicU64,
     /// Excursions into the ring-3 engine.
     pub excursions: AtomicU64,
+    /// Spin locks that were not free at once.
+    pub lock_waits: AtomicU64,
+    /// Those among them whose holder was seen without a CPU of the host: it had been taken away.
+    pub lock_waits_preempted: AtomicU64,
 }
 
 /// One CPU. The first fields are used by assembly.
@@ -69,6 +73,8 @@ pub struct Cpu {
     /// Set when the running task should give way; looked at on the way out of the kernel and of interrupts. Set by other CPUs,
     /// and cleared, with the run queue locked: see `sched::switch`.
     pub need_resched: AtomicBool,
+    /// See [`lock_tag`].
+    lock_tag: u8,
     /// Index in the CPU table.
     pub id: CpuId,
     /// Address for IPIs.
@@ -143,6 +149,9 @@ pub const OFFSET_EXCURSION_RSP: usize = offset_of!(Cpu, excursion_rsp);
 /// GS offset of the kernel root during an excursion.
 pub const OFFSET_EXCURSION_CR3: usize = offset_of!(Cpu, excursion_cr3);
 const OFFSET_CURRENT: usize = offset_of!(Cpu, current);
+const OFFSET_LOCK_TAG: usize = offset_of!(Cpu, lock_tag);
+
+const _: () = assert!(MAX_CPUS < u8::MAX as usize, "every CPU has a lock tag of its own, none is 0");
 
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicU32 = AtomicU32::new(1);
@@ -157,6 +166,7 @@ impl Cpu {
             excursion_cr3: 0,
             current: AtomicPtr::new(core::ptr::null_mut()),
             need_resched: AtomicBool::new(false),
+            lock_tag: id.0 as u8 + 1,
             id,
             apic_id: AtomicU32::new(apic_id),
             sleep: SleepState::new(),
@@ -189,6 +199,8 @@ impl Cpu {
                 reschedule_ipis: AtomicU64::new(0),
                 shootdown_ipis: AtomicU64::new(0),
                 excursions: AtomicU64::new(0),
+                lock_waits: AtomicU64::new(0),
+                lock_waits_preempted: AtomicU64::new(0),
             },
             trace: CpuTrace::new(),
             steal: StealRecord::new(),
@@ -257,6 +269,17 @@ pub fn current_task() -> *mut Task {
     // SAFETY: as in `this`.
     unsafe { asm!("mov {}, gs:[{}]", out(reg) p, const OFFSET_CURRENT, options(nostack, preserves_flags, readonly)) };
     p
+}
+
+/// What a spin lock that this CPU holds has in it: its number and one.
+#[inline(always)]
+pub fn lock_tag() -> u8 {
+    let tag: u8;
+    // SAFETY: as in `this`; the field never changes.
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg_byte) tag, const OFFSET_LOCK_TAG, options(nostack, preserves_flags, readonly))
+    };
+    tag
 }
 
 /// Makes the boot CPU's data reachable. First thing in Rust.

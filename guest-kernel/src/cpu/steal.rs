@@ -1,11 +1,11 @@
 //! Time that the host took from a CPU: it had something to do, and the host ran something else in its place. Shown in /proc/stat
-//! and by `--stats`.
+//! and by `--stats`. Whoever waits for a lock asks whether its holder's CPU is away just now (`sync::SpinLock`).
 //!
 //! KVM adds it up in a record of the guest's whenever it lets a vCPU run again (Linux, Documentation/virt/kvm/x86/msr.rst,
 //! MSR_KVM_STEAL_TIME). Where that isn't offered, nothing is known of it and it reads as zero. Invariant: from the moment a record
 //! is named to the host, the host alone writes it.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use vcpu_sched::ids::Nanos;
 
@@ -25,22 +25,34 @@ const MSR: u32 = 0x4b56_4d03;
 #[repr(C, align(64))]
 pub struct StealRecord {
     nanos: AtomicU64,
-    /// Version, flags, preempted: of no use here, since the nanoseconds are stored as one word.
-    rest: [AtomicU64; 7],
+    /// Version and flags: of no use here, since the nanoseconds are stored as one word.
+    _version: [u32; 2],
+    /// [`PREEMPTED`] while the vCPU wants to run and doesn't.
+    preempted: AtomicU8,
+    _rest: [u8; 47],
 }
+
+/// KVM_VCPU_PREEMPTED.
+const PREEMPTED: u8 = 1;
 
 const _: () = assert!(size_of::<StealRecord>() == 64);
 
 impl StealRecord {
     /// Nothing was taken yet.
     pub const fn new() -> Self {
-        Self { nanos: AtomicU64::new(0), rest: [const { AtomicU64::new(0) }; 7] }
+        Self { nanos: AtomicU64::new(0), _version: [0; 2], preempted: AtomicU8::new(0), _rest: [0; 47] }
     }
 
     /// What was taken since the CPU came up.
     pub fn stolen(&self) -> Nanos {
         // Relaxed: a figure.
         Nanos(self.nanos.load(Ordering::Relaxed))
+    }
+
+    /// Whether the host runs something else in the CPU's place just now.
+    pub fn is_preempted(&self) -> bool {
+        // Relaxed: may change the moment after.
+        self.preempted.load(Ordering::Relaxed) & PREEMPTED != 0
     }
 }
 

@@ -24,6 +24,11 @@ pub fn init() -> bool {
     on
 }
 
+/// Whether they are counted.
+pub fn on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
 fn slot(nr: u64) -> usize {
     usize::try_from(nr).unwrap_or(names::LIMIT).min(names::LIMIT)
 }
@@ -64,7 +69,8 @@ pub fn print() {
         let s = &c.stats;
         let v = |c: &AtomicU64| c.load(Ordering::Relaxed);
         report(format_args!(
-            "stats: cpu {} switches {} faults {} syscalls {} timer_interrupts {} reschedule_ipis {} shootdown_ipis {} excursions {} steal_us {}",
+            "stats: cpu {} switches {} faults {} syscalls {} timer_interrupts {} reschedule_ipis {} shootdown_ipis {} excursions {} lock_waits {} \
+             lock_waits_preempted {} steal_us {}",
             c.id,
             v(&s.switches),
             v(&s.faults),
@@ -73,6 +79,8 @@ pub fn print() {
             v(&s.reschedule_ipis),
             v(&s.shootdown_ipis),
             v(&s.excursions),
+            v(&s.lock_waits),
+            v(&s.lock_waits_preempted),
             c.steal.stolen().0 / 1000
         ));
     }

@@ -177,6 +177,12 @@ fn stat(out: &mut Out) {
     let sum = |f: fn(&cpu::CpuStats) -> u64| cpu::all().map(|c| f(&c.stats)).sum::<u64>();
     line(out, format_args!("intr {}", sum(|s| s.timer_interrupts.load(Ordering::Relaxed))));
     line(out, format_args!("ctxt {}", sum(|s| s.switches.load(Ordering::Relaxed))));
+    // Not Linux's: see `sync::SpinLock`. Whoever reads this file goes by the words.
+    let (waits, preempted) = (
+        |s: &cpu::CpuStats| s.lock_waits.load(Ordering::Relaxed),
+        |s: &cpu::CpuStats| s.lock_waits_preempted.load(Ordering::Relaxed),
+    );
+    line(out, format_args!("lock_waits {} {}", sum(waits), sum(preempted)));
     line(out, format_args!("btime {}", wall::offset().0 / NANOS));
     let (running, total) = process_counts();
     line(out, format_args!("processes {total}\nprocs_running {running}\nprocs_blocked 0"));
