@@ -31,11 +31,13 @@ struct Shared {
     phase: AtomicU64,
     stop: AtomicBool,
     stale: AtomicU64,
+    /// First looks of all readers.
     looks: AtomicU64,
 }
 
 impl Shared {
-    /// Lets the readers see the present page, so that they have it in their TLBs.
+    /// Waits until a reader has just seen the present page and is about to look again: it has the page in its TLB, and flushes only if it
+    /// is waited for. A reader that has done with looking would load CR3 before it looks again.
     fn wait_for_looks(&self) -> TestResult {
         let (looks, end) = (self.looks.load(Ordering::Relaxed), time::now().0 + 10_000_000_000);
         while cpu::count() > 1 && self.looks.load(Ordering::Relaxed) == looks {
@@ -51,6 +53,7 @@ impl Shared {
         let _irq = IrqGuard::new();
         let before = self.phase.load(Ordering::Acquire);
         let Ok(first) = user::load_u32(ADDRESS) else { return false };
+        self.looks.fetch_add(1, Ordering::Relaxed);
         let end = time::now() + Nanos::from_millis(3);
         while self.phase.load(Ordering::Acquire) == before && time::now() < end {
             core::hint::spin_loop();
@@ -72,9 +75,7 @@ extern "C" fn reader(argument: usize) -> ! {
     while !s.stop.load(Ordering::Relaxed) {
         // Its neighbour's turn: another space is loaded in between.
         sched::yield_now();
-        if s.look_twice() {
-            s.looks.fetch_add(1, Ordering::Relaxed);
-        } else {
+        if !s.look_twice() {
             let _ = user::load_u32(ADDRESS); // brings it in, if it is there
         }
     }
@@ -125,6 +126,8 @@ fn no_cpu_sees_an_unmapped_page() -> TestResult {
     with_readers(|s| {
         for round in 2..26u64 {
             check!(s.space.map(ADDRESS, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
+            let old = user::load_u32(ADDRESS).is_ok_and(|value| value != 0);
+            check!(!old, "this CPU still reads the page of before");
             // The frame that has just become free is taken for something else: what is seen through it is older than any round.
             let elsewhere = ELSEWHERE + round * PAGE_SIZE;
             check!(s.space.map(elsewhere, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
