@@ -16,7 +16,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 
 use vcpu_sched::cpumask::CpuMask;
-use vcpu_sched::ids::CpuId;
+use vcpu_sched::ids::{CpuId, Nanos};
 
 use crate::boot::cmdline;
 use crate::cpu;
@@ -24,6 +24,7 @@ use crate::crash::{Exit, debug_exit};
 use crate::log;
 use crate::sched;
 use crate::task::{Spawn, Task, table};
+use crate::time;
 
 /// What a test gives: nothing, or what went wrong.
 pub type TestResult = Result<(), String>;
@@ -57,6 +58,15 @@ const GROUPS: [&[Test]; 8] = [
     timing::TESTS,
     crash::TESTS,
 ];
+
+/// How long a test may go on for more of the same, once it has seen a tenth of it.
+const PATIENCE: Nanos = Nanos::from_millis(2_000);
+
+/// Rounds of a test that only gets better by more of them: up to `most`, fewer where the kernel is interpreted.
+pub fn rounds(most: u32) -> impl Iterator<Item = u32> {
+    let end = time::now() + PATIENCE;
+    (0..most).take_while(move |&round| round < most / 10 || time::now() < end)
+}
 
 /// Starts a task on certain CPUs.
 pub fn spawn(

@@ -15,7 +15,7 @@ use vcpu_sched::policy::realtime::RR_SLICE;
 use vcpu_sched::runqueue::PolicyKind;
 
 use super::scheduling::{HANG_MS, move_to, share, take};
-use super::{Test, TestResult, check, join, spawn, spawn_on, tests};
+use super::{Test, TestResult, check, join, rounds, spawn, spawn_on, tests};
 use crate::cpu;
 use crate::sched;
 use crate::sync::{SpinLock, WaitQueue};
@@ -342,7 +342,7 @@ fn affinity_and_class_storm() -> TestResult {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) % below
         };
-        for round in 0..200 {
+        for round in rounds(200) {
             let task = &tasks[random(tasks.len() as u64) as usize];
             let mask = 1 + random((1 << n) - 1);
             sched::set_affinity(task, &CpuMask::from_le_bytes(&mask.to_le_bytes()))
