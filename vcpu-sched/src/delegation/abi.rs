@@ -72,8 +72,8 @@ pub struct Header {
     pub transaction: u64,
     /// Offset of the pick-next rings (a 64-byte line whose first word is the head, then [`PickEntry`]s, for each).
     pub pick: u64,
-    /// The enclave's CPUs: bit n of word w is CPU 64 w + n.
-    pub cpu_set: [u64; CPU_SET_WORDS],
+    /// The enclave's CPUs: bit n of word w is CPU 64 w + n. [`CPU_SET_WORDS`] of them.
+    pub cpu_set: [u64; 16],
 }
 
 /// The page that the guest writes.
@@ -142,7 +142,7 @@ pub struct ChannelHead {
 pub struct Message {
     /// Position in the channel plus one, modulo 2^32: the message is there when this is the one awaited.
     pub position: u32,
-    /// A [`MessageType`](super::message::MessageType).
+    /// What happened: a `TVD_MSG_` number, `MessageType`.
     pub kind: u16,
     /// [`message_flags`].
     pub flags: u16,
@@ -174,7 +174,7 @@ pub struct Message {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Transaction {
-    /// A [`TxnState`](super::txn::TxnState).
+    /// A `TVD_TXN_` number, `TxnState`.
     pub state: u16,
     /// While claimed: the CPU that claimed it.
     pub claimer: u16,
@@ -244,7 +244,7 @@ pub struct AgentPage {
     pub nonce: u32,
     /// [`attach_flags`].
     pub flags: u32,
-    /// [`tunables`](super::tunables).
+    /// [`tunables`].
     pub tunables: u32,
     /// Milliseconds that a task may wait queued before the agent counts as hung; 0 or more than the enclave's limit: that limit.
     pub runnable_timeout: u32,
@@ -271,6 +271,20 @@ macro_rules! bits {
             $($(#[$bit_doc])* pub const $name: $type = $value;)*
             /// All that are defined.
             pub const ALL: $type = 0 $(| $name)*;
+            /// Each with its name.
+            pub const NAMES: &[(&str, $type)] = &[$((stringify!($name), $name)),*];
+        }
+    )*};
+}
+
+/// As [`bits`], for numbers of which there is one at a time.
+macro_rules! numbers {
+    ($($(#[$doc:meta])* $module:ident: $type:ident { $($(#[$number_doc:meta])* $name:ident = $value:expr,)* })*) => {$(
+        $(#[$doc])*
+        pub mod $module {
+            $($(#[$number_doc])* pub const $name: $type = $value;)*
+            /// Each with its name.
+            pub const NAMES: &[(&str, $type)] = &[$((stringify!($name), $name)),*];
         }
     )*};
 }
@@ -393,49 +407,50 @@ bits! {
     }
 }
 
-/// What the guest says of the agent.
-pub mod guest_state {
-    /// No agent; tasks run as fair ones.
-    pub const VACANT: u32 = 0;
-    /// This agent decides.
-    pub const ONLINE: u32 = 1;
-    /// This agent has left, and the next is awaited.
-    pub const HAND_OFF: u32 = 2;
-    /// Ejected: a task waited too long.
-    pub const EJECTED_TIMEOUT: u32 = 3;
-    /// Ejected: too many refused commits or requests.
-    pub const EJECTED_FLOOD: u32 = 4;
-    /// Ejected: the enclave's owner wanted it.
-    pub const EJECTED_OWNER: u32 = 5;
-}
-
-/// What an agent can ask for.
-pub mod request {
-    /// Messages of task `slot` go to channel `value` from now on.
-    pub const ASSOCIATE: u32 = 1;
-    /// NEW for every task.
-    pub const DISCOVER: u32 = 2;
-    /// TIMER_EXPIRED on CPU `slot` at time `value`.
-    pub const ARM_TIMER: u32 = 3;
-    /// The record of a task that has gone is not needed any more.
-    pub const FREE: u32 = 4;
-}
-
-/// What the guest says to a request.
-pub mod answer {
-    /// Done.
-    pub const OK: u32 = 0;
-    /// A message came between; look again.
-    pub const STALE: u32 = 1;
-    /// No such task.
-    pub const NO_TASK: u32 = 2;
-    /// It was so already.
-    pub const ALREADY: u32 = 3;
-    /// No such channel, CPU or request.
-    pub const INVALID: u32 = 4;
+numbers! {
+    /// What the guest says of the agent.
+    guest_state: u32 {
+        /// No agent; tasks run as fair ones.
+        VACANT = 0,
+        /// This agent decides.
+        ONLINE = 1,
+        /// This agent has left, and the next is awaited.
+        HAND_OFF = 2,
+        /// Ejected: a task waited too long.
+        EJECTED_TIMEOUT = 3,
+        /// Ejected: too many refused commits or requests.
+        EJECTED_FLOOD = 4,
+        /// Ejected: the enclave's owner wanted it.
+        EJECTED_OWNER = 5,
+    }
+    /// What an agent can ask for.
+    request: u32 {
+        /// Messages of task `slot` go to channel `value` from now on.
+        ASSOCIATE = 1,
+        /// NEW for every task.
+        DISCOVER = 2,
+        /// TIMER_EXPIRED on CPU `slot` at time `value`.
+        ARM_TIMER = 3,
+        /// The record of a task that has gone is not needed any more.
+        FREE = 4,
+    }
+    /// What the guest says to a request.
+    answer: u32 {
+        /// Done.
+        OK = 0,
+        /// A message came between; look again.
+        STALE = 1,
+        /// No such task.
+        NO_TASK = 2,
+        /// It was so already.
+        ALREADY = 3,
+        /// No such channel, CPU or request.
+        INVALID = 4,
+    }
 }
 
 const _: () = {
+    assert!(size_of::<Header>() - core::mem::offset_of!(Header, cpu_set) == CPU_SET_WORDS * 8);
     assert!(size_of::<Header>() <= SECTION_ALIGN as usize && size_of::<CpuWord>() == 64 && size_of::<HostWord>() == 64);
     assert!(size_of::<StatusWord>() == 32 && size_of::<Message>() == 64 && size_of::<Transaction>() == 64);
     assert!(size_of::<PickEntry>() == 16 && size_of::<ChannelHead>() == 64);

@@ -170,7 +170,7 @@ impl Message {
     /// From its words, of which none need make sense.
     #[inline]
     pub(super) fn decode(words: &[u64; WORDS]) -> Option<Self> {
-        let Some(kind) = MessageType::from_number((words[0] >> 32) as u16) else { return None };
+        let kind = MessageType::from_number((words[0] >> 32) as u16)?;
         let (slot, seqnum) = halves(words[1]);
         let quarter = |n: u32| CpuId((words[6] >> (16 * n)) as u16 as u32);
         Some(Self {

@@ -34,7 +34,7 @@ impl Enclave<'_> {
         let Some(record) = self.cpus.get(cpu.index()) else { return Pick::Idle };
         if record.agent == AgentTask::Runnable {
             let deferred = record.latched.and_then(|slot| self.task(slot));
-            if !deferred.is_some_and(|task| task.run_flags & run_flags::DEFER_LATCHED_PREEMPTION_BY_AGENT != 0) {
+            if deferred.is_none_or(|task| task.run_flags & run_flags::DEFER_LATCHED_PREEMPTION_BY_AGENT == 0) {
                 self.displace(cpu, now);
             }
             return Pick::Agent;
