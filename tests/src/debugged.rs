@@ -22,12 +22,18 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/gdb");
 pub struct Debugged {
     dir: TempDir,
     program: PathBuf,
+    vcpus: u32,
     guest: Option<JoinHandle<Outcome>>,
 }
 
 impl Debugged {
     /// Starts `tests/gdb/target.c` with these arguments. `None`: a tool is missing, and tests that need it are left out.
     pub fn start(vcpus: u32, arguments: &[&str]) -> Option<Self> {
+        Self::of("target.c", vcpus, arguments)
+    }
+
+    /// Starts another program of `tests/gdb`.
+    pub fn of(source: &str, vcpus: u32, arguments: &[&str]) -> Option<Self> {
         if !prereq::kvm_or_left_out() {
             return None;
         }
@@ -37,9 +43,9 @@ impl Debugged {
         let compiled = Command::new(compiler)
             .args(["-g", "-O1", "-static", "-pthread", "-o"])
             .arg(&program)
-            .arg(Path::new(SCRIPTS).join("target.c"))
+            .arg(Path::new(SCRIPTS).join(source))
             .status();
-        assert!(compiled.expect("cc runs").success(), "target.c compiles");
+        assert!(compiled.expect("cc runs").success(), "{source} compiles");
         let socket = dir.path().join("gdb");
         let mut address = OsString::from("unix:");
         address.push(&socket);
@@ -56,11 +62,16 @@ impl Debugged {
             assert!(Instant::now() < deadline, "no debugger's port");
             std::thread::sleep(Duration::from_millis(5));
         }
-        Some(Self { dir, program, guest: Some(guest) })
+        Some(Self { dir, program, vcpus, guest: Some(guest) })
     }
 
     /// Runs a script of tests/gdb in gdb, with the program's symbols or, without `symbols`, those that the guest offers.
     pub fn gdb(&self, script: &str, symbols: bool) {
+        self.gdb_knowing(script, symbols, &[]);
+    }
+
+    /// The same, with variables of the environment for the script.
+    pub fn gdb_knowing(&self, script: &str, symbols: bool, known: &[(&str, &str)]) {
         let Some(gdb) = prereq::system_program(&["gdb"]) else { return };
         let script_at = |name: &str| Path::new(SCRIPTS).join(name);
         let mut run = Run::new(gdb)
@@ -70,8 +81,12 @@ impl Debugged {
             .arg(script_at(script))
             .env("TASKVISOR_GDB", self.socket())
             .env("TASKVISOR_PROGRAM", &self.program)
+            .env("TASKVISOR_VCPUS", self.vcpus.to_string())
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .limit(LIMIT);
+        for (name, value) in known {
+            run = run.env(name, value);
+        }
         if symbols {
             run = run.arg(&self.program);
         }
@@ -93,7 +108,13 @@ impl Debugged {
         u64::from_str_radix(&line[..16], 16).expect("an address")
     }
 
-    fn socket(&self) -> PathBuf {
+    /// The program's file.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The port.
+    pub fn socket(&self) -> PathBuf {
         self.dir.path().join("gdb")
     }
 
@@ -119,6 +140,11 @@ impl Client {
         let stream = UnixStream::connect(socket).expect("the port answers");
         stream.set_read_timeout(Some(LIMIT)).expect("a timeout can be set");
         Self(stream)
+    }
+
+    /// Says that nothing more will come, and still reads.
+    pub fn close_half(&mut self) {
+        self.0.shutdown(std::net::Shutdown::Write).expect("a socket can be half closed");
     }
 
     /// Sends bytes as they are.
