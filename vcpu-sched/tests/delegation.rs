@@ -1,6 +1,9 @@
 //! Policies of `delegation::policies` decide for a simulated guest, over the same code and memory as in a real one; and the
 //! ways in which an agent may come, go, hang and fail.
 
+#[cfg(target_os = "linux")]
+#[path = "delegation/c_agent.rs"]
+mod c_agent;
 #[path = "delegation/guest.rs"]
 mod guest;
 #[path = "delegation/hostile.rs"]

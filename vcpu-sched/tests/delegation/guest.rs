@@ -79,6 +79,12 @@ impl Guest {
 
     pub fn with(config: Config, cpus: u32, channel_len: u32) -> Self {
         let (words, layout) = memory(Sizes { cpus, tasks: 256, channels: 2, channel_len, pick_len: 4 });
+        Self::over(words, layout, config)
+    }
+
+    /// Over zeroed memory that may be shared with another process.
+    pub fn over(words: &'static [AtomicU64], layout: Layout, config: Config) -> Self {
+        let cpus = layout.sizes().cpus;
         let region = Region::new(words, layout).expect("long enough");
         let mut enclave = Enclave::new(region, config);
         for cpu in (0..cpus).map(CpuId) {
