@@ -119,7 +119,8 @@ fn damaged_and_senseless_packets_are_answered() {
         ("pffff", "E00"),
         ("P10=00", "E00"),
         ("qXfer:features:read:nothing.xml:0,100", "E00"),
-        ("Z2,401000,8", ""),
+        ("Z2,401000,8", "E.only a program's memory can be watched: select one of its threads"),
+        ("Z3,401000,8", ""),
         ("T1", "OK"),
         ("qAttached", "1"),
     ] {

@@ -6,15 +6,23 @@
 //! the saved registers as they are now; anything else, that there is no debugger or that it leaves the event to the kernel.
 //! That way a step belongs to its task wherever it runs, and stays in its saved registers when it doesn't.
 //!
-//! A directory entry of kind [`EntryKind::Debug`](crate::directory::EntryKind::Debug) names the [`flags`] word
-//! (`address`), and the virtual address, the same in every task's own page table, of a user task's saved registers
+//! A directory entry of kind [`EntryKind::Debug`](crate::directory::EntryKind::Debug) names an [`Area`] (`address`, `len`) that
+//! the VMM writes, and the virtual address, the same in every task's own page table, of a user task's saved registers
 //! (`extra`). Everything here is the guest's word; the VMM checks it.
+//!
+//! Watched memory is compared by the guest's kernel, since a switch to the VMM for each instruction would cost ten times as much: a
+//! program of which something is watched ([`Watch`]) runs with the trap flag set, and its traps are told only when a value has changed.
+
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The port, 4 bytes wide (docs/abi.md, "Ports").
 pub const PORT: u16 = 0x5cc;
 
 /// Answer in EAX.
 pub const HANDLED: u32 = 0;
+/// Answer to a system call: tell it once more, the debugger was busy with something else.
+pub const AGAIN: u32 = u32::MAX;
 
 /// Events, bits 0..8 of what is written.
 pub mod event {
@@ -24,6 +32,11 @@ pub mod event {
     pub const FAULT_RESOLVED: u32 = 2;
     /// The kernel panics. RDI: where its registers are, if it was an exception, else 0.
     pub const PANIC: u32 = 3;
+    /// A program has made a system call, and [`flags::SYSCALLS`](super::flags::SYSCALLS) is set. RSI: its number. RAX among the saved
+    /// registers is looked at afterwards.
+    pub const SYSCALL: u32 = 4;
+    /// It is about to return from it.
+    pub const SYSCALL_RETURN: u32 = 5;
 }
 
 /// Bits of the word that the VMM writes.
@@ -32,6 +45,80 @@ pub mod flags {
     pub const FAULTS: u32 = 1;
     /// Preempt nobody: one task is stepped by itself, and others would pass what is lifted for its step.
     pub const KEEP: u32 = 2;
+    /// Tell each system call before and after.
+    pub const SYSCALLS: u32 = 4;
+    /// Programs of which something is in [`Area::watches`](super::Area::watches) are stepped, and it is compared after each step.
+    pub const WATCH: u32 = 8;
+}
+
+/// Pieces of memory that can be watched at a time.
+pub const WATCHES: usize = 16;
+
+/// What the VMM writes while the guest stands still.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Area {
+    /// [`flags`].
+    pub flags: AtomicU32,
+    /// Zero.
+    pub reserved: u32,
+    /// What is watched.
+    pub watches: [Watch; WATCHES],
+}
+
+/// Watched memory.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Watch {
+    /// Where, in the program's address space.
+    pub address: AtomicU64,
+    /// What is there.
+    pub value: AtomicU64,
+    /// 1, 2, 4 or 8 bytes; 0: the slot is free.
+    pub length: AtomicU32,
+    /// The program's process.
+    pub process: AtomicU32,
+}
+
+/// Size of a [`Watch`].
+pub const WATCH_BYTES: usize = 24;
+/// Where the first one is.
+pub const WATCHES_AT: usize = 8;
+const _: () = assert!(size_of::<Watch>() == WATCH_BYTES && offset_of!(Area, watches) == WATCHES_AT);
+
+impl Area {
+    /// Nothing is wanted.
+    pub const fn new() -> Self {
+        Self { flags: AtomicU32::new(0), reserved: 0, watches: [const { Watch::new() }; WATCHES] }
+    }
+}
+
+impl Default for Area {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Watch {
+    const fn new() -> Self {
+        Self {
+            address: AtomicU64::new(0),
+            value: AtomicU64::new(0),
+            length: AtomicU32::new(0),
+            process: AtomicU32::new(0),
+        }
+    }
+
+    /// As the VMM writes it.
+    pub fn bytes(address: u64, value: u64, length: u32, process: u32) -> [u8; WATCH_BYTES] {
+        let mut bytes = [0; WATCH_BYTES];
+        let (words, rest) = bytes.split_at_mut(16);
+        words[..8].copy_from_slice(&address.to_le_bytes());
+        words[8..].copy_from_slice(&value.to_le_bytes());
+        rest[..4].copy_from_slice(&length.to_le_bytes());
+        rest[4..].copy_from_slice(&process.to_le_bytes());
+        bytes
+    }
 }
 
 /// A user task's saved registers: 8 bytes each, in this order.

@@ -1,22 +1,24 @@
 //! The task-debug port (`vcpu_sched::taskdebug`): a debugger outside may deal with what programs run into.
 //!
-//! `arch::trap` tells exceptions of ring 3 and resolved faults, `crash` a panic. Without a debugger each costs one port write, or
+//! `arch::trap` tells exceptions of ring 3, resolved faults and system calls, `crash` a panic. Without a debugger each costs one port write, or
 //! nothing. Invariant: but for a panic, called with nothing locked, since a debugger may keep the CPU here as long as it likes.
 
 use core::arch::asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
 use vcpu_sched::directory::{Entry, EntryKind};
-use vcpu_sched::taskdebug::{HANDLED, PORT, event, flags, frame};
+use vcpu_sched::taskdebug::{AGAIN, Area, HANDLED, PORT, Watch, event, flags, frame};
 
 use super::trap_entry::TrapFrame;
 use crate::directory;
 use crate::mm::PhysAddr;
 use crate::mm::layout::task_slot::STACK_TOP;
+use crate::mm::user;
+use crate::task::current;
 
 /// Written by the VMM.
-static FLAGS: AtomicU32 = AtomicU32::new(0);
+static AREA: Area = Area::new();
 
 const _: () = assert!(
     size_of::<TrapFrame>() == frame::BYTES
@@ -32,15 +34,21 @@ pub fn show() {
     directory::add(Entry {
         kind: EntryKind::Debug as u32,
         index: 0,
-        address: PhysAddr::from_image(core::ptr::from_ref(&FLAGS) as u64).0,
-        len: size_of_val(&FLAGS) as u64,
+        address: PhysAddr::from_image(core::ptr::from_ref(&AREA) as u64).0,
+        len: size_of_val(&AREA) as u64,
         // Every way from ring 3 into the kernel starts at the top of the task's stack.
         extra: STACK_TOP - frame::BYTES as u64,
     });
 }
 
-/// Tells an event; whether a debugger has dealt with it.
-fn tell(event: u32, frame: *mut TrapFrame, about: u64) -> bool {
+/// A debug exception's vector.
+const DEBUG: u64 = 1;
+/// The instruction that raises one by itself.
+const ICEBP: u8 = 0xf1;
+const RFLAGS_TF: u64 = 1 << 8;
+
+/// Tells an event; a debugger's answer, or the event if there is none.
+fn tell(event: u32, frame: *mut TrapFrame, about: u64) -> u32 {
     let mut answer = event;
     // SAFETY: a port of ours; where nobody listens, the write goes nowhere and EAX stays. A debugger may change what `frame` points
     // at, which the caller has exclusively, so memory is clobbered.
@@ -48,27 +56,91 @@ fn tell(event: u32, frame: *mut TrapFrame, about: u64) -> bool {
         asm!("out dx, eax", in("dx") PORT, inout("eax") answer, in("rdi") frame, in("rsi") about,
             options(nostack, preserves_flags));
     }
-    answer == HANDLED
+    answer
 }
 
 /// A program ran into an exception. If this returns true it goes on with what is in the frame now.
 pub fn exception(frame: &mut TrapFrame, vector: u64, address: u64) -> bool {
-    tell(event::EXCEPTION | (vector as u32 & 0xff) << 8, frame, address)
+    if vector == DEBUG && goes_on(frame) {
+        return true;
+    }
+    tell(event::EXCEPTION | (vector as u32 & 0xff) << 8, frame, address) == HANDLED
+}
+
+/// Whether the trap is one of many that end when a watched value changes, and none has.
+fn goes_on(frame: &TrapFrame) -> bool {
+    wanted() & flags::WATCH != 0
+        && frame.rflags & RFLAGS_TF != 0
+        && user::read(frame.rip.wrapping_sub(1)) != Ok(ICEBP)
+        && {
+            let mut watches = watches_of(current().process()).peekable();
+            watches.peek().is_some() && watches.all(is_unchanged)
+        }
+}
+
+/// What is watched of a program. Relaxed, here and below: see [`wanted`].
+fn watches_of(process: u32) -> impl Iterator<Item = &'static Watch> {
+    AREA.watches.iter().filter(move |watch| {
+        watch.length.load(Ordering::Relaxed) != 0 && watch.process.load(Ordering::Relaxed) == process
+    })
+}
+
+fn is_unchanged(watch: &Watch) -> bool {
+    let address = watch.address.load(Ordering::Relaxed);
+    let now = match watch.length.load(Ordering::Relaxed) {
+        1 => user::read::<u8>(address).map(u64::from),
+        2 => user::read::<u16>(address).map(u64::from),
+        4 => user::read::<u32>(address).map(u64::from),
+        _ => user::read::<u64>(address),
+    };
+    // What isn't there (any more) has no value to be compared.
+    now.is_err() || now == Ok(watch.value.load(Ordering::Relaxed))
+}
+
+/// What a debugger wants told of programs: [`flags`].
+#[inline]
+pub fn wanted() -> u32 {
+    // Relaxed: the debugger writes it while all CPUs stand still, or while a moment more or less does no harm.
+    AREA.flags.load(Ordering::Relaxed)
+}
+
+/// Whether system calls are told, or end a step.
+#[inline]
+pub fn observes_calls() -> bool {
+    wanted() & (flags::SYSCALLS | flags::WATCH) != 0
+}
+
+/// A program makes a system call: a debugger may look, and change the registers.
+#[cold]
+pub fn system_call(frame: &mut TrapFrame) {
+    tell_call(event::SYSCALL, frame, frame.rax);
+}
+
+/// It is about to return from call `number`.
+#[cold]
+pub fn system_call_return(frame: &mut TrapFrame, number: u64) {
+    if wanted() & flags::WATCH != 0 && watches_of(current().process()).next().is_some() {
+        // A signal's handler runs without the flag, and a new thread's parent may have been without.
+        frame.rflags |= RFLAGS_TF;
+    }
+    tell_call(event::SYSCALL_RETURN, frame, number);
+}
+
+fn tell_call(event: u32, frame: &mut TrapFrame, number: u64) {
+    while wanted() & flags::SYSCALLS != 0 && tell(event, frame, number) == AGAIN {}
 }
 
 /// A page fault of a program has been resolved.
 #[inline]
 pub fn fault_resolved(frame: &mut TrapFrame, address: u64) {
-    // Relaxed: the debugger sets it while this CPU is stopped.
-    if FLAGS.load(Ordering::Relaxed) & flags::FAULTS != 0 {
+    if wanted() & flags::FAULTS != 0 {
         tell(event::FAULT_RESOLVED, frame, address);
     }
 }
 
 /// Whether the current task must not be preempted: a debugger steps it, with breakpoints lifted that another would miss.
 pub fn keeps_task() -> bool {
-    // Relaxed: the debugger sets it while this CPU is stopped, and a moment more or less does no harm when it takes it back.
-    FLAGS.load(Ordering::Relaxed) & flags::KEEP != 0
+    wanted() & flags::KEEP != 0
 }
 
 /// The kernel is about to report its end.

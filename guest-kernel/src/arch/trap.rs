@@ -101,9 +101,15 @@ fn system_call(frame: &mut TrapFrame) {
     instr::sti();
     cpu::this().stats.syscalls.fetch_add(1, Ordering::Relaxed);
     chaos::point(Point::SyscallEnter);
-    match current().user() {
-        Some(user) => user.syscall(frame),
-        None => panic!("system call of a kernel task"),
+    let me = current();
+    let Some(user) = me.user() else { panic!("system call of a kernel task") };
+    if debug_port::observes_calls() {
+        debug_port::system_call(frame);
+        let number = frame.rax;
+        user.syscall(frame);
+        debug_port::system_call_return(frame, number);
+    } else {
+        user.syscall(frame);
     }
     chaos::point(Point::SyscallExit);
     if frame.rflags & RFLAGS_TF != 0 {

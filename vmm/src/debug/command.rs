@@ -4,6 +4,7 @@
 //! `None`, which is answered by the empty packet ("not supported").
 
 use super::hex;
+use super::observe::Calls;
 
 /// Which thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +80,10 @@ pub enum Command {
     Insert(Kind, u64, u64, Vec<Vec<u8>>),
     /// `z`.
     Remove(Kind, u64, u64),
+    /// `QCatchSyscalls`.
+    CatchCalls(Calls),
+    /// lldb's `qWatchpointSupportInfo`.
+    WatchInfo,
     /// `D`.
     Detach,
     /// `k`, `vKill`.
@@ -213,6 +218,8 @@ fn query(text: &str) -> Option<Command> {
         "qHostInfo" => Command::HostInfo,
         "qProcessInfo" => Command::ProcessInfo,
         "jThreadsInfo" => Command::ThreadsJson,
+        "QCatchSyscalls" => Command::CatchCalls(calls(rest)?),
+        "qWatchpointSupportInfo" => Command::WatchInfo,
         "QStartNoAckMode" => Command::NoAck,
         "QThreadSuffixSupported" => Command::ThreadSuffix,
         "QListThreadsInStopReply" => Command::ListThreads,
@@ -273,6 +280,18 @@ fn thread(text: &str) -> Option<ThreadId> {
     match text {
         "-1" => Some(ThreadId::All),
         _ => u32::from_str_radix(text, 16).ok().map(|id| if id == 0 { ThreadId::Any } else { ThreadId::One(id) }),
+    }
+}
+
+/// `0`, `1`, or `1;NUMBER;NUMBER...`.
+fn calls(text: &str) -> Option<Calls> {
+    match text.split_once(';') {
+        None if text == "0" => Some(Calls::None),
+        None if text == "1" => Some(Calls::All),
+        Some(("1", list)) => {
+            list.split(';').map(|number| u64::from_str_radix(number, 16).ok()).collect::<Option<_>>().map(Calls::These)
+        }
+        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@
 //!               +------ hub <- vCPU threads' exits                 +-> run control: stop, ask, go on
 //! ```
 //! Pure are [`packet`], [`command`], [`registers`], [`target_xml`], [`threads`], [`memory`], [`agent_expr`] and, but for the bytes in guest
-//! memory, [`breakpoints`]. Everything that comes from the guest or from the client is checked where it is used. See docs/debugging.md.
+//! memory, [`breakpoints`] and [`watch`]. Everything that comes from the guest or from the client is checked where it is used. See docs/debugging.md.
 
 pub mod address;
 pub mod agent_expr;
@@ -17,6 +17,7 @@ pub mod hub;
 pub mod kernel_file;
 pub mod memory;
 pub mod monitor;
+pub mod observe;
 pub mod packet;
 pub mod registers;
 pub mod run;
@@ -26,3 +27,4 @@ pub mod step;
 pub mod target;
 pub mod target_xml;
 pub mod threads;
+pub mod watch;

@@ -23,6 +23,8 @@ pub enum Feature {
     Avx,
     /// Ours.
     Task,
+    /// What gdb wants of Linux programs, to believe that they make system calls.
+    Linux,
 }
 
 /// A register.
@@ -66,6 +68,7 @@ pub const REGISTERS: &[Register] = table! {
         "ymm12h" "ymm13h" "ymm14h" "ymm15h";
     64 "int64" Task: "cr0" "cr2" "cr3" "cr4" "cr8" "efer";
     32 "int32" Task: "task_id" "cpu" "mode";
+    64 "int64" Linux: "orig_rax";
 };
 
 /// Places in [`REGISTERS`].
@@ -106,6 +109,8 @@ pub mod number {
     pub const CPU: usize = 82;
     /// 3 in its program, 0 in the kernel.
     pub const MODE: usize = 83;
+    /// Number of the system call that it stops for, else -1.
+    pub const CALL: usize = 84;
 }
 
 /// Everything that a vCPU holds.
@@ -422,11 +427,12 @@ mod tests {
             (number::TASK_ID, "task_id"),
             (number::CPU, "cpu"),
             (number::MODE, "mode"),
+            (number::CALL, "orig_rax"),
         ];
         for (number, name) in names {
             assert_eq!(REGISTERS[number].name, name);
         }
-        assert_eq!(REGISTERS.len(), number::MODE + 1);
+        assert_eq!(REGISTERS.len(), number::CALL + 1);
     }
 
     #[test]

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug,
 };
-use vcpu_sched::taskdebug::{HANDLED, event, flags, frame};
+use vcpu_sched::taskdebug::{AGAIN, HANDLED, event, flags, frame};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::agent_expr;
 use super::breakpoints::{Home, Point};
 use super::command::{Action, Kind, ThreadId};
 use super::hub::{Event, Report};
+use super::observe::Calls;
 use super::registers::number;
 use super::step::{How, RFLAGS_TF, Step};
 use super::target::{Target, TargetError};
@@ -55,6 +56,15 @@ pub enum Why {
     Hardware,
     /// A step, Ctrl-C, a fault: the signal says it.
     Signal,
+    /// Watched memory at this address has changed.
+    Watch(u64),
+    /// A system call.
+    Call {
+        /// Its number.
+        number: u64,
+        /// It is over.
+        over: bool,
+    },
 }
 
 /// A stop to be told.
@@ -66,6 +76,13 @@ pub struct Stop {
     pub signal: u8,
     /// Why.
     pub why: Why,
+}
+
+impl Stop {
+    /// The number of the system call that it is for, else -1.
+    pub fn call(&self) -> u64 {
+        if let Why::Call { number, .. } = self.why { number } else { u64::MAX }
+    }
 }
 
 /// How the client wants the guest to run.
@@ -96,6 +113,10 @@ pub struct Running {
     told: u32,
     /// vCPUs whose `int3` is the program's own.
     inject: HashSet<usize>,
+    /// System calls that stop.
+    pub calls: Calls,
+    /// Programs run with the trap flag set, since something of them is watched.
+    pub(super) watching: bool,
     /// Faults of programs stop before they are delivered.
     pub stop_on_fault: bool,
     /// What was told last.
@@ -111,6 +132,8 @@ impl Default for Running {
             applied: HashMap::new(),
             told: 0,
             inject: HashSet::new(),
+            calls: Calls::None,
+            watching: false,
             stop_on_fault: true,
             last: None,
         }
@@ -140,7 +163,7 @@ impl Target {
         self.points.lift(&self.machine.ram);
         self.forget();
         self.refresh();
-        Ok(())
+        self.observe_no_more()
     }
 
     /// Stops for the client, at what runs now. Prefers the thread that it looked at last.
@@ -198,6 +221,8 @@ impl Target {
         }
         self.cancel()?;
         self.points.clear();
+        self.watches.clear();
+        self.running.calls = Calls::None;
         self.running.mode = Mode::default();
         self.start()
     }
@@ -209,7 +234,7 @@ impl Target {
             Some(over) => (Some(&over.step), true),
             None => (self.running.mode.step.as_ref(), self.running.mode.alone),
         };
-        let except = over.map(|over| over.address);
+        let (stepped, except) = (step.is_some(), over.map(|over| over.address));
         let how = step.map(|step| step.how);
         self.points.arrive = if let Some(How::Arrive(address)) = how { Some(address) } else { None };
         let single = if let Some(How::Vcpu(vcpu)) = how { Some(vcpu) } else { None };
@@ -220,7 +245,8 @@ impl Target {
         let planted = self.points.plant(&self.machine.ram, &roots, except);
         self.machine.hub.set_planted(self.points.kernel().filter(|address| Some(*address) != except));
         let faults = if planted.waiting { flags::FAULTS } else { 0 };
-        self.tell(faults | if on.is_some() { flags::KEEP } else { 0 });
+        let observed = self.observe(stepped)?;
+        self.tell(faults | observed | if on.is_some() { flags::KEEP } else { 0 });
         for vcpu in 0..self.machine.control.vcpus() {
             self.set_debug(vcpu, single == Some(vcpu), except)?;
         }
@@ -259,14 +285,17 @@ impl Target {
             }
             return Ok(None);
         }
-        let more = |event: &Event| matches!(event, Event::Published | Event::Rang { event: event::FAULT_RESOLVED, .. });
+        let more = |event: &Event| {
+            matches!(event, Event::Published | Event::Rang { event: event::FAULT_RESOLVED, .. })
+                || self.is_idle_call(event)
+        };
         if reports.iter().all(|report| more(&report.event)) && self.running.alone.is_none() {
             // Only more to plant: nobody else is stopped for it.
             self.refresh();
             let roots = self.roots();
             let except = self.running.over.as_ref().map(|over| over.address);
             let planted = self.points.plant(&self.machine.ram, &roots, except);
-            self.tell(if planted.waiting { flags::FAULTS } else { 0 });
+            self.tell(self.running.told & !flags::FAULTS | if planted.waiting { flags::FAULTS } else { 0 });
             reports.iter().for_each(|report| self.machine.control.go(Some(report.vcpu)));
             return Ok(None);
         }
@@ -275,6 +304,7 @@ impl Target {
         let events = self.heard(reports);
         let mut report: Option<Stop> = None;
         let mut over = None;
+        let first = events.first().and_then(|(vcpu, _)| self.thread_on(*vcpu)).map(|thread| thread.id);
         for (vcpu, event) in events {
             match self.judge(vcpu, event)? {
                 Verdict::Report(_) if report.is_some() => self.undo(vcpu)?,
@@ -283,7 +313,7 @@ impl Target {
                 Verdict::Again | Verdict::GoOn => {}
             }
         }
-        if let Some(stop) = report {
+        if let Some(stop) = self.with_watches(report, first) {
             self.cancel()?;
             self.running.last = Some(stop);
             return Ok(Some(stop));
@@ -337,10 +367,15 @@ impl Target {
                 if self.points.at(rip).next().is_some() { self.hit(thread, rip) } else { Ok(Verdict::GoOn) }
             }
             Event::Published => Ok(Verdict::GoOn),
-            Event::Rang { event, frame, .. } => match event & 0xff {
+            Event::Rang { event, frame, about } => match event & 0xff {
                 event::EXCEPTION => {
                     self.rung.insert(vcpu, frame);
                     self.exception(vcpu, thread, event >> 8 & 0xff)
+                }
+                event::SYSCALL | event::SYSCALL_RETURN if self.running.calls.stop_at(about) => {
+                    self.rung.insert(vcpu, frame);
+                    let why = Why::Call { number: about, over: event == event::SYSCALL_RETURN };
+                    Ok(Verdict::Report(Stop { thread, signal: signal::TRAP, why }))
                 }
                 event::PANIC => Ok(Verdict::Report(Stop { thread, signal: signal::ABRT, why: Why::Signal })),
                 _ => Ok(Verdict::GoOn),
@@ -366,6 +401,12 @@ impl Target {
             DEBUG => {
                 let of = |step: &Step| step.thread == thread && step.how == How::Flag;
                 let over = self.running.over.as_ref().is_some_and(|over| of(&over.step));
+                let process = self.thread(thread)?.process;
+                if self.running.watching && self.watches.of(process) {
+                    // Who has stopped all looks what has changed.
+                    self.answer(vcpu)?;
+                    return Ok(Verdict::GoOn);
+                }
                 if !over && !self.running.mode.step.as_ref().is_some_and(of) {
                     return Ok(Verdict::GoOn);
                 }
@@ -444,13 +485,23 @@ impl Target {
 
     /// What a vCPU has reported isn't told now: its program's instruction runs again, and meets the same.
     fn undo(&mut self, vcpu: usize) -> Result<(), TargetError> {
-        if self.rung.contains_key(&vcpu) { self.answer(vcpu) } else { Ok(()) }
+        if !self.rung.contains_key(&vcpu) {
+            return Ok(());
+        }
+        if matches!(self.vcpu(vcpu)?.regs.rax as u32, event::SYSCALL | event::SYSCALL_RETURN) {
+            return self.answer_with(vcpu, AGAIN);
+        }
+        self.answer(vcpu)
     }
 
     /// The kernel shall go on with what is in the frame, and not act on the exception.
     fn answer(&mut self, vcpu: usize) -> Result<(), TargetError> {
+        self.answer_with(vcpu, HANDLED)
+    }
+
+    fn answer_with(&mut self, vcpu: usize, answer: u32) -> Result<(), TargetError> {
         let answer = |registers: &mut super::registers::VcpuRegisters| {
-            registers.regs.rax = HANDLED.into();
+            registers.regs.rax = answer.into();
             true
         };
         self.change_vcpu(vcpu, answer).map(drop)
@@ -465,7 +516,7 @@ impl Target {
         let steps = [self.running.over.take().map(|over| over.step), self.running.mode.step.take()];
         for step in steps.into_iter().flatten() {
             if step.how == How::Flag {
-                self.disarm(step.thread)?;
+                self.set_flag(step.thread, false)?;
             }
         }
         self.points.arrive = None;
@@ -475,9 +526,9 @@ impl Target {
     /// What the guest's kernel shall do differently (`vcpu_sched::taskdebug::flags`).
     fn tell(&mut self, value: u32) {
         self.running.told = value;
-        if let Some((word, _)) = self.debug_places {
+        if let Some(place) = self.debug_places {
             // A guest that names no memory of its own isn't helped.
-            let _ = self.machine.ram.write_obj(value, GuestAddress(word));
+            let _ = self.machine.ram.write_obj(value, GuestAddress(place.address));
         }
     }
 

@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use vcpu_sched::taskdebug::WATCHES;
+
 use super::command::{Action, Command, Kind, ThreadId};
 use super::registers::{REGISTERS, is_vector, number, value_of};
 use super::run::{EXPEDITED, Stop, Why, signal};
@@ -110,7 +112,7 @@ impl Session {
         Ok(match command {
             Command::Supported(_) => text(format!(
                 "PacketSize={:x};qXfer:features:read+;qXfer:threads:read+;qXfer:exec-file:read+;vContSupported+;\
-                 QStartNoAckMode+;swbreak+;hwbreak+;ConditionalBreakpoints+",
+                 QStartNoAckMode+;QCatchSyscalls+;binary-upload+;swbreak+;hwbreak+;ConditionalBreakpoints+",
                 super::packet::MAX_PACKET
             )),
             Command::WhyStopped => match self.target.running.last {
@@ -177,8 +179,21 @@ impl Session {
                 self.target.points.remove(kind, address);
                 ok()
             }
-            // Not where the host reports none; clients then watch by stepping.
+            Command::Insert(Kind::Write, address, length, _) => match self.target.watch(selected, address, length) {
+                Ok(()) => ok(),
+                Err(error) => text(format!("E.{error}")),
+            },
+            Command::Remove(Kind::Write, address, length) => {
+                self.target.watches.remove(address, length);
+                ok()
+            }
+            // A read changes nothing that could be compared.
             Command::Insert(..) | Command::Remove(..) => text(""),
+            Command::CatchCalls(calls) => {
+                self.target.running.calls = calls;
+                ok()
+            }
+            Command::WatchInfo => text(format!("num:{WATCHES};")),
             Command::Detach => Reply::Detach,
             Command::Kill => Reply::Kill,
             Command::Transfer { object, annex, offset, length } => self.transfer(&object, &annex, offset, length),
@@ -282,10 +297,20 @@ impl Session {
             Why::Software => out.push_str("swbreak:;"),
             Why::Hardware => out.push_str("hwbreak:;"),
             Why::Signal => {}
+            Why::Watch(address) => {
+                let _ = write!(out, "watch:{address:x};");
+            }
+            Why::Call { number, over } => {
+                let _ = write!(out, "syscall_{}:{number:x};", if over { "return" } else { "entry" });
+            }
         }
         if self.lldb {
             let name = thread.map(|thread| thread.name).unwrap_or_default();
-            let _ = write!(out, "hexname:{};reason:{};", hex::encode(name.as_bytes()), reason(stop));
+            let _ = write!(out, "hexname:{};", hex::encode(name.as_bytes()));
+            // A watchpoint's is made from its address.
+            if !matches!(stop.why, Why::Watch(_)) {
+                let _ = write!(out, "reason:{};", reason(stop));
+            }
             let ids: Vec<String> = self.target.threads.iter().map(|thread| format!("{:x}", thread.id)).collect();
             let _ = write!(out, "threads:{};", ids.join(","));
         }
@@ -351,9 +376,10 @@ impl Session {
 fn reason(stop: Stop) -> &'static str {
     match (stop.why, stop.signal) {
         (Why::Software | Why::Hardware, _) => "breakpoint",
-        (Why::Signal, signal::TRAP) => "trace",
+        (Why::Watch(_), _) => "watchpoint",
+        (Why::Signal | Why::Call { .. }, signal::TRAP) => "trace",
         (Why::Signal, 0) => "none",
-        (Why::Signal, _) => "signal",
+        (Why::Signal | Why::Call { .. }, _) => "signal",
     }
 }
 

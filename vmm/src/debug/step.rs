@@ -9,6 +9,7 @@ use kvm_bindings::{KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SING
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use vcpu_sched::taskdebug::frame;
 
+use super::memory::USER_HALF;
 use super::registers::number;
 use super::target::{Target, TargetError};
 
@@ -98,34 +99,36 @@ impl Target {
         Ok(space.write(at, &(flags | RFLAGS_TF).to_le_bytes())?)
     }
 
-    /// Takes the trap flag out of a program's registers, wherever they are now.
-    pub(super) fn disarm(&mut self, id: u32) -> Result<(), TargetError> {
+    /// Sets or clears the trap flag in a program's registers, wherever they are now.
+    pub(super) fn set_flag(&mut self, id: u32, on: bool) -> Result<(), TargetError> {
+        let with = move |flags: u64| if on { flags | RFLAGS_TF } else { flags & !RFLAGS_TF };
         let Ok(thread) = self.thread(id).cloned() else { return Ok(()) };
         if let Some(vcpu) = thread.vcpu {
-            let user = self.vcpu(vcpu)?.sregs.ss.dpl == 3;
-            let clear = |vcpu: &mut super::registers::VcpuRegisters| {
-                vcpu.regs.rflags &= !RFLAGS_TF;
-                // On its way out through `sysretq`.
-                vcpu.regs.r11 &= if user { !0 } else { !RFLAGS_TF };
-                true
-            };
-            let regs = self.vcpu(vcpu)?.regs;
-            if user && regs.rflags & RFLAGS_TF != 0 {
-                self.change_vcpu(vcpu, clear)?;
-            }
-            if user {
+            let registers = self.vcpu(vcpu)?;
+            let (ring, regs) = (registers.sregs.ss.dpl, registers.regs);
+            // Ring 3 in the upper half is the kernel's own code, which saves and copies for it.
+            if ring == 3 && regs.rip < USER_HALF {
+                if with(regs.rflags) != regs.rflags {
+                    self.change_vcpu(vcpu, |vcpu| {
+                        vcpu.regs.rflags = with(vcpu.regs.rflags);
+                        true
+                    })?;
+                }
                 return Ok(());
             }
-            let leaves = self.space(id)?.read(regs.rip, SYSRETQ.len()).starts_with(&SYSRETQ);
-            if leaves {
-                self.change_vcpu(vcpu, clear)?;
+            if self.space(id)?.read(regs.rip, SYSRETQ.len()).starts_with(&SYSRETQ) {
+                // On its way out.
+                self.change_vcpu(vcpu, |vcpu| {
+                    vcpu.regs.r11 = with(vcpu.regs.r11);
+                    true
+                })?;
             }
         }
-        let frame = self.debug_places.map(|(_, frame)| frame).filter(|_| thread.user);
+        let frame = self.debug_places.map(|place| place.extra).filter(|_| thread.user);
         let Some(at) = frame.map(|frame| frame.wrapping_add(8 * frame::RFLAGS as u64)) else { return Ok(()) };
         let space = self.space(id)?;
         match space.words::<1>(at) {
-            Some([flags]) if flags & RFLAGS_TF != 0 => Ok(space.write(at, &(flags & !RFLAGS_TF).to_le_bytes())?),
+            Some([flags]) if with(flags) != flags => Ok(space.write(at, &with(flags).to_le_bytes())?),
             _ => Ok(()),
         }
     }

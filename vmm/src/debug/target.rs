@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
+use vcpu_sched::directory::Entry;
 use vcpu_sched::taskdebug::frame;
 
 use super::breakpoints::{Points, Segments};
@@ -17,6 +18,7 @@ use super::registers::{
 };
 use super::run::Running;
 use super::threads::{self, Thread};
+use super::watch::Watches;
 use crate::guestview::pulse::{Pulse, Watch};
 use crate::guestview::{GuestViewError, Reader, Snapshot};
 use crate::memory::Ram;
@@ -81,12 +83,14 @@ pub struct Target {
     /// They were at this stop.
     shown: bool,
     /// See [`Reader::debug_places`].
-    pub debug_places: Option<(u64, u64)>,
+    pub debug_places: Option<Entry>,
     vcpus: HashMap<usize, VcpuRegisters>,
     /// vCPUs that stand in a write to the task-debug port, with the address of their program's registers.
     pub rung: HashMap<usize, u64>,
     /// Breakpoints.
     pub points: Points,
+    /// Watched memory.
+    pub watches: Watches,
     /// Steps and what is to be told.
     pub running: Running,
 }
@@ -106,6 +110,7 @@ impl Target {
             debug_places: None,
             vcpus: HashMap::new(),
             rung: HashMap::new(),
+            watches: Watches::default(),
             running: Running::default(),
         }
     }
@@ -259,6 +264,8 @@ impl Target {
             }
         };
         values.set(number::TASK_ID, id);
+        let call = self.running.last.filter(|stop| stop.thread == id && self.paused.is_some());
+        values.set(number::CALL, call.map_or(u64::MAX, |stop| stop.call()));
         if let Some(cpu) = thread.cpu {
             values.set(number::CPU, cpu);
         }
@@ -274,7 +281,8 @@ impl Target {
         let refused = TargetError::Register(REGISTERS.get(register).map_or("that register", |known| known.name));
         // Control registers, CPU and the like are the guest's to change. gdb puts all back after it has called a function of the
         // program, so that an error would be taken for one of the call.
-        let guests = REGISTERS.get(register).is_some_and(|known| known.feature == Feature::Task);
+        let guests =
+            REGISTERS.get(register).is_some_and(|known| matches!(known.feature, Feature::Task | Feature::Linux));
         if guests || self.registers(id)?.get(register) == Some(value) {
             return Ok(());
         }

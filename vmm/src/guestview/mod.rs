@@ -211,15 +211,14 @@ impl Reader {
         Ok(places)
     }
 
-    /// What the guest shows for debuggers: the guest-physical address of its flags word, and the virtual address of a user task's
-    /// saved registers (`vcpu_sched::taskdebug`). Unchecked.
-    pub fn debug_places(&self) -> Option<(u64, u64)> {
+    /// What the guest shows for debuggers: where its area is, and the virtual address of a user task's saved registers
+    /// (`vcpu_sched::taskdebug`). Unchecked.
+    pub fn debug_places(&self) -> Option<Entry> {
         let (directory, _) = self.told.get()?;
         let mut page = [0; vcpu_sched::directory::PAGE];
         self.bytes("directory", directory, &mut page).ok()?;
         let entries = Directory::parse(&page).ok()?.entries;
-        let entry = entries.iter().find(|entry| entry.kind == EntryKind::Debug as u32)?;
-        Some((entry.address, entry.extra))
+        entries.into_iter().find(|entry| entry.kind == EntryKind::Debug as u32)
     }
 
     fn bytes(&self, what: &'static str, address: u64, to: &mut [u8]) -> Result<(), GuestViewError> {
