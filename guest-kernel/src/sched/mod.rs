@@ -196,6 +196,11 @@ pub fn preempt_soon(me: &Cpu) {
     // Relaxed, and without the lock that others set it under: only this CPU clears it, in `reschedule`. Who then has queued a task and
     // sends no interrupt, because we were asked before, has done so before that takes the lock.
     me.need_resched.store(true, Ordering::Relaxed);
+    if cpu::count() > 1 && current().user().is_none() {
+        // As in `place::request`: a task of the kernel's own doesn't come to the way out of the kernel, and may have no timer either. Whoever
+        // asks next relies on it that we are on our way.
+        place::send(me);
+    }
 }
 
 /// Ends the current task. Its ABI layer has let go of what it held.
