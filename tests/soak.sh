@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The stress programs with large sizes, over and over, on changing numbers of vCPUs. Stops at the first failure and prints the
-# command that repeats it.
+# The stress programs with large sizes, and the kernel's own tests, over and over, on changing numbers of vCPUs. Stops at the first
+# failure and prints the command that repeats it.
 #   SOAK_MINUTES=10 tests/soak.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,18 +10,34 @@ programs=${CARGO_TARGET_DIR:-target}/guest/programs
 end=$((SECONDS + ${SOAK_MINUTES:-10} * 60))
 rounds=0
 
-run() {
-    local vcpus=$1
-    shift
-    local command=("$taskvisor" run --vcpus "$vcpus" --memory 512M --timeout 120s -- "$@")
+# Runs a command that must succeed.
+must() {
     local output status=0
-    output=$("${command[@]}" </dev/null 2>&1) || status=$?
+    output=$("$@" </dev/null 2>&1) || status=$?
     if ((status != 0)); then
         printf '%s\nsoak: exit code %d in round %d; again:\n  ' "$output" "$status" "$rounds" >&2
-        printf '%q ' "${command[@]}" >&2
+        printf '%q ' "$@" >&2
         echo >&2
         exit 1
     fi
+}
+
+run() {
+    local vcpus=$1
+    shift
+    must "$taskvisor" run --vcpus "$vcpus" --memory 512M --timeout 120s -- "$@"
+}
+
+# The kernel's own tests: on 8 vCPUs, and with new seeds of chaos. Not on one, whose time would stand still while a test waits for it.
+kernel_tests() {
+    local kernel vcpus
+    kernel=$(TASKVISOR_GUEST_TARGET_DIR="${TASKVISOR_GUEST_TARGET_DIR:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/guest}" resources/build-kernel.sh selftest)
+    local flags=(--kernel "$kernel" --log stderr --log-level info --timeout 1200s)
+    must "$taskvisor" run --vcpus 8 "${flags[@]}" -- "$programs/musl/hello"
+    for vcpus in 2 4; do
+        ((SECONDS < end)) || return 0
+        must "$taskvisor" run --vcpus "$vcpus" "${flags[@]}" --chaos "$RANDOM" -- "$programs/musl/hello"
+    done
 }
 
 # A run whose every trace record is held against the scheduler's invariants.
@@ -77,6 +93,7 @@ while ((SECONDS < end)); do
         done
         run "$vcpus" "$programs/rust/pool" 8 5000
     done
+    ((SECONDS >= end)) || kernel_tests
     rounds=$((rounds + 1))
     echo "soak: round $rounds done, $(((end - SECONDS) / 60)) min left"
 done

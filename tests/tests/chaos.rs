@@ -13,7 +13,7 @@ use taskvisor_tests::guest::program;
 use taskvisor_tests::{Guest, TempDir, on_1_2_and_4_vcpus, prereq, serial};
 
 /// Seeds of each test.
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 5;
 
 /// Threads and processes that wake each other while their policies change; small, because there are many runs.
 const STRESS: [&str; 5] = ["1", "4", "2", "1", "2"];
@@ -32,10 +32,10 @@ fn all_seeds(guest: &Guest, name: &str, args: &[&str]) {
 }
 
 on_1_2_and_4_vcpus! {
-    fn a_dozen_seeds_of_threads_and_processes(guest: Guest) {
+    fn seeds_of_threads_and_processes(guest: Guest) {
         all_seeds(&guest, "musl/schedstress", &STRESS);
     }
-    fn a_dozen_seeds_of_forks(guest: Guest) {
+    fn seeds_of_forks(guest: Guest) {
         all_seeds(&guest, "musl/forkstorm", &["1", "3", "4"]);
     }
 }
