@@ -21,6 +21,7 @@ use vcpu_sched::delegation::life::{Life, Reason};
 use vcpu_sched::delegation::policies::cores::Cores;
 use vcpu_sched::delegation::policies::edf::Edf;
 use vcpu_sched::delegation::policies::fifo::Fifo;
+use vcpu_sched::delegation::policies::named::named;
 use vcpu_sched::delegation::policies::percpu::PerCpu;
 use vcpu_sched::delegation::policies::remote::Remote;
 use vcpu_sched::delegation::policies::shinjuku::Shinjuku;
@@ -78,6 +79,28 @@ fn every_policy_brings_every_task_to_its_end() {
     ends(|| Cores::new(vec![vec![CpuId(0), CpuId(1)], vec![CpuId(2), CpuId(3)], vec![CpuId(4)]], |gtid| gtid % 3));
     for kind in PolicyKind::ALL {
         ends(|| Remote::new(kind));
+    }
+}
+
+#[test]
+fn every_name_is_a_policy_that_works_and_others_are_refused_with_a_hint() {
+    for text in
+        ["fifo", "percpu", "shinjuku", "shinjuku:300", "edf", "cores", "cores:2", "steal", "remote", "remote:rr"]
+    {
+        let mut guest = Guest::new(2);
+        guest.region.publish_host(CpuId(0), &HostStatus { core: Some(3), ..HostStatus::default() });
+        guest.region.publish_host(CpuId(1), &HostStatus { core: Some(3), ..HostStatus::default() });
+        crowd(&mut guest, 10, 1);
+        let policy = named(text, &guest.region).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let mut agent = agent(&mut guest, policy);
+        guest.run_with(&mut agent, 100_000);
+    }
+    let guest = Guest::new(1);
+    let refused = |text| named(text, &guest.region).map(drop).expect_err(text).to_string();
+    assert!(refused("lottery").contains("fifo percpu shinjuku"));
+    assert!(refused("fifo:3").contains("'fifo' takes another option: none"));
+    for text in ["shinjuku:0", "shinjuku:x", "cores:64", "remote:lottery", "steal:1"] {
+        assert!(refused(text).contains("takes another option"), "{text}");
     }
 }
 

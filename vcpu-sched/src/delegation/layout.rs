@@ -9,6 +9,7 @@ use core::fmt;
 use core::mem::offset_of;
 
 use super::abi::{self, Header};
+use super::bell::Bell;
 use crate::cpumask::CpuMask;
 use crate::ids::CpuId;
 use crate::sync::{AtomicU64, Ordering};
@@ -260,6 +261,11 @@ impl<'m> Region<'m> {
     /// [`abi::AgentPage`].
     pub fn agent_page(&self) -> &'m [AtomicU64] {
         self.slice(self.layout.agent, LINE)
+    }
+
+    /// The agent's doorbell.
+    pub fn bell(&self) -> Bell<'m> {
+        Bell::new(&self.agent_page()[offset_of!(abi::AgentPage, bell) / 8])
     }
 
     /// [`abi::CpuWord`] of a CPU.

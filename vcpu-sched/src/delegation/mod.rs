@@ -11,6 +11,7 @@
 //! | [`message`], [`channel`] | what the guest tells, and its way | both |
 //! | [`status`] | what the guest shows at any time | both |
 //! | [`txn`] | what the agent asks for, and who owns it when | both |
+//! | [`bell`] | waking an agent that sleeps | both |
 //! | [`pick`] | tasks that the agent leaves ready for a CPU that would idle | both |
 //! | [`task`], [`check`], [`life`] | what may happen to a task, a commit, an agent | guest |
 //! | [`enclave`] | the guest's side | guest |
@@ -22,6 +23,7 @@
 
 pub mod abi;
 pub mod agent;
+pub mod bell;
 pub mod channel;
 pub mod check;
 pub mod enclave;

@@ -17,7 +17,7 @@ pub use books::{CpuState, TaskInfo, TaskState};
 
 use super::abi::{attach_flags, guest_state, tunables};
 use super::channel::Consumer;
-use super::enclave::{BELL, REQUEST, REQUEST_COOKIE, REQUEST_TASK, REQUEST_VALUE, TUNABLES, WISH, bell};
+use super::enclave::{REQUEST, REQUEST_COOKIE, REQUEST_TASK, REQUEST_VALUE, TUNABLES, WISH};
 use super::layout::{Region, halves, pair};
 use super::pick::Filler;
 use super::policies::{Decisions, Policy};
@@ -231,15 +231,12 @@ impl<'m, P: Policy> Agent<'m, P> {
     /// Only for one that attached with [`Options::sleeps`], and was accepted.
     #[must_use = "one that sleeps although there was a message isn't woken for it"]
     pub fn may_sleep(&self) -> bool {
-        let word = &self.region.agent_page()[BELL];
-        // One read-modify-write on each side: see `Enclave::wake_agent_outside`. Acquire: the messages before a ring.
-        self.accepted && word.compare_exchange(bell::AWAKE, bell::ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.accepted && self.region.bell().may_sleep()
     }
 
     /// The agent is awake. Before each turn that follows [`may_sleep`](Self::may_sleep), whatever it said.
     pub fn woke(&self) {
-        // A swap: what was sent before the ring that this wipes out is seen by the turn that follows.
-        self.region.agent_page()[BELL].swap(bell::AWAKE, Ordering::AcqRel);
+        self.region.bell().woke();
     }
 
     /// Has the guest accepted it?

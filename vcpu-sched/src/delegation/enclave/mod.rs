@@ -29,7 +29,7 @@ pub use commit::Occasion;
 pub use pick::Pick;
 pub use tasks::{Arrival, EnclaveError, NewTask};
 
-use super::abi::{GTID_NONE, cpu_flags, guest_state, tunables};
+use super::abi::{GTID_NONE, cpu_flags, guest_state};
 use super::channel::Producer;
 use super::layout::{Region, pair};
 use super::life::{Life, Reason};
@@ -351,10 +351,7 @@ impl<'m> Enclave<'m> {
     /// Rings the doorbell of an agent that sleeps.
     fn wake_agent_outside(&mut self) {
         if let Life::Online { sleeps: true, .. } = self.life {
-            // One swap on each side, as in `cpu::sleep`: whoever is second sees the other. AcqRel: the agent that finds it
-            // rung sees the message; we ring after it went to sleep.
-            let old = self.region.agent_page()[BELL].swap(bell::RUNG, Ordering::AcqRel);
-            self.effects.ring_bell |= old == bell::ASLEEP;
+            self.effects.ring_bell |= self.region.bell().ring();
         }
     }
 
@@ -443,20 +440,7 @@ impl<'m> Enclave<'m> {
 /// Words of the agent's page.
 pub(super) const WISH: usize = 0;
 pub(super) const TUNABLES: usize = 1;
-pub(super) const BELL: usize = 2;
 pub(super) const REQUEST: usize = 3;
 pub(super) const REQUEST_TASK: usize = 4;
 pub(super) const REQUEST_VALUE: usize = 5;
 pub(super) const REQUEST_COOKIE: usize = 6;
-
-/// What the doorbell says.
-pub(super) mod bell {
-    /// The agent is awake.
-    pub const AWAKE: u64 = 0;
-    /// It sleeps, or is about to.
-    pub const ASLEEP: u64 = 1;
-    /// There was a message since.
-    pub const RUNG: u64 = 2;
-}
-
-const _: () = assert!(tunables::ALL < 64);

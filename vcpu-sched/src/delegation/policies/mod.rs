@@ -7,6 +7,7 @@
 //! The invariants: a task that was enqueued is the policy's until it is dequeued, or decided on; one that was decided on and could
 //! not be run comes back by `enqueue` with [`Ready::Refused`]. What a policy decides wrongly (a task that isn't its, a CPU that isn't open)
 //! is not carried out; it can lose time, never tasks.
+//! [`named`] finds them by name.
 //!
 //! | file | order | where |
 //! | --- | --- | --- |
@@ -21,6 +22,7 @@
 pub mod cores;
 pub mod edf;
 pub mod fifo;
+pub mod named;
 pub mod percpu;
 pub mod remote;
 pub mod shinjuku;
