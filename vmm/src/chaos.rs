@@ -15,6 +15,7 @@ use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 
 use crate::guestview::Told;
+use crate::sandbox::{self, Kind};
 use crate::vcpu::kick;
 
 /// What `--chaos` and `--chaos-rate` say.
@@ -102,6 +103,9 @@ impl Disturber {
         let (stop, stopped) = channel::<()>();
         let mut random = Random::new(chaos.seed, 0);
         let thread = thread::Builder::new().name("chaos".into()).spawn(move || {
+            if let Err(error) = sandbox::enter(Kind::Chaos) {
+                return log::error!("there is no chaos: {error}");
+            }
             while stopped.recv_timeout(random.micros(&BETWEEN)) == Err(RecvTimeoutError::Timeout) {
                 let (which, what) = (random.next(), random.next());
                 let Some(target) = targets.get(which as usize % targets.len().max(1)) else { return };

@@ -100,6 +100,7 @@ pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
         control: config.control.clone(),
         gdb: config.gdb.clone(),
         trace: config.trace.clone(),
+        seccomp: config.seccomp,
         chaos: config.chaos,
         clock: config.clock.clone(),
         program: config.program.iter().flat_map(|p| std::iter::once(&p.name).chain(&p.args)).cloned().collect(),

@@ -25,6 +25,7 @@ pub mod memory;
 pub mod program;
 pub mod report;
 pub mod requests;
+pub mod sandbox;
 pub mod script;
 pub mod signals;
 pub mod sim;

@@ -22,6 +22,7 @@ use crate::chaos::{Chaos, DEFAULT_RATE};
 use crate::clock::Rate;
 use crate::clock::settings::{ClockSettings, Offsets, OnPause, TscMode};
 use crate::debug::address::GdbAddress;
+use crate::sandbox;
 use crate::topology::TopologyChoice;
 use crate::vm::Gdb;
 
@@ -117,6 +118,10 @@ pub struct MachineFlags {
     /// With --gdb: the guest waits with its first instruction until a debugger lets it go on
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub wait_gdb: Option<bool>,
+
+    /// What becomes of a system call that a thread of this VMM has no business with (docs/security.md) [default: on]
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub seccomp: Option<sandbox::Mode>,
 
     /// Record what the guest's scheduler and the vCPUs do: a Perfetto trace for ui.perfetto.dev (.pftrace) or JSON
     /// lines (.jsonl)
@@ -215,6 +220,7 @@ impl MachineFlags {
             gdb: self.gdb.or(file.gdb),
             gdb_allow_remote: self.gdb_allow_remote.or(file.gdb_allow_remote),
             wait_gdb: self.wait_gdb.or(file.wait_gdb),
+            seccomp: self.seccomp.or(file.seccomp),
             trace: self.trace.or(file.trace),
         }
     }
@@ -292,6 +298,7 @@ impl Config {
                 allow_remote: machine.gdb_allow_remote.unwrap_or_default(),
                 wait: machine.wait_gdb.unwrap_or_default(),
             }),
+            seccomp: machine.seccomp.unwrap_or(sandbox::Mode::On),
             trace: machine.trace.map(|file| file.0),
             chaos: guest.chaos.map(|seed| Chaos { seed: seed.0, rate }),
             clock: ClockSettings {

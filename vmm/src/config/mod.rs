@@ -26,6 +26,7 @@ use crate::affinity;
 use crate::boot::cpuid::model::Model;
 use crate::chaos::Chaos;
 use crate::clock::settings::ClockSettings;
+use crate::sandbox;
 use crate::topology::{NodeSpec, TopologyChoice};
 use crate::vm::Gdb;
 
@@ -160,6 +161,8 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Where debuggers connect.
     pub gdb: Option<Gdb>,
+    /// What becomes of system calls that a thread has no business with. Off unless said: a filter lasts as long as the process.
+    pub seccomp: sandbox::Mode,
     /// Record what the guest does in this file.
     pub trace: Option<PathBuf>,
     /// Disturb the scheduler.
@@ -192,6 +195,7 @@ impl Default for Config {
             policy: None,
             control: None,
             gdb: None,
+            seccomp: sandbox::Mode::Off,
             trace: None,
             chaos: None,
             clock: ClockSettings::default(),

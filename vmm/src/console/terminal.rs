@@ -75,6 +75,15 @@ pub fn restore() {
     }
 }
 
+/// As [`restore`], in a signal handler: if somebody is changing the settings at this moment, nothing is done.
+pub fn restore_in_handler() {
+    if let Ok(saved) = SAVED.try_lock()
+        && let Some((fd, settings)) = &*saved
+    {
+        let _ = set(*fd, settings);
+    }
+}
+
 fn restore_in_panics() {
     let previous = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

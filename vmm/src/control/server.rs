@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::machine::Machine;
 use super::routes;
 use super::socket::{Socket, SocketError};
+use crate::sandbox::{self, Kind};
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 32;
@@ -50,6 +51,10 @@ impl Listening {
             .build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("control".to_owned()).spawn(move || {
+            // Threads that the runtime starts are confined with this one.
+            if let Err(error) = sandbox::enter(Kind::Control) {
+                return log::error!("the control socket isn't served: {error}");
+            }
             runtime.block_on(async {
                 match UnixListener::from_std(listener) {
                     Ok(listener) => tokio::select! {

@@ -20,6 +20,7 @@ use super::packet::{Decoder, Input, encode};
 use super::run::{Stop, signal};
 use super::session::{self, Reply, Session};
 use super::target::{Machine, TargetError};
+use crate::sandbox::{self, Kind};
 use crate::vm::run_control::Paused;
 
 /// How long a client may not read.
@@ -42,6 +43,9 @@ impl Server {
         let (stopped, code) = (stop.clone(), Arc::new(AtomicU8::new(0)));
         let last = code.clone();
         let thread = thread::Builder::new().name("gdb".into()).spawn(move || {
+            if let Err(error) = sandbox::enter(Kind::Gdb) {
+                return log::error!("debuggers aren't served: {error}");
+            }
             let mut serving = Serving { listener, machine, held, stopped, code: last };
             while let Some(client) = serving.wait() {
                 let ended = serving.serve(client);

@@ -22,6 +22,7 @@ use super::merge::{Feed, Published, Summary};
 use super::rings::Rings;
 use super::{Header, Stream, TraceError, writer};
 use crate::memory::Ram;
+use crate::sandbox;
 use crate::vcpu::counts;
 
 /// Messages between the vCPU threads and the writer: some megabytes.
@@ -80,7 +81,13 @@ impl Recorder {
         let (sender, receiver) = sync_channel(QUEUE);
         let feed = Feed::new(path.to_owned(), file, format, header);
         let thread = thread::Builder::new().name("trace".into());
-        let writer = thread.spawn(move || write_all(&receiver, feed)).map_err(io)?;
+        let confined = path.to_owned();
+        let writer = thread.spawn(move || {
+            sandbox::enter(sandbox::Kind::Trace)
+                .map_err(|error| TraceError::Io { path: confined, source: io::Error::other(error) })?;
+            write_all(&receiver, feed)
+        });
+        let writer = writer.map_err(io)?;
         let shared = Arc::new(Shared { ram, rings: Mutex::new(Rings::new(vcpus)), sender });
         Ok(Self { shared, host_khz, writer })
     }

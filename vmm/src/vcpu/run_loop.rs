@@ -86,11 +86,15 @@ enum State {
 }
 
 impl Vcpu {
-    /// Runs the vCPU until it ends. Call it on the thread that shall be the vCPU's for good.
+    /// Opens what the run needs. Call it on the thread that shall be the vCPU's for good, before it is confined.
+    pub fn begin(&mut self) {
+        self.trace(VcpuTracer::begin);
+    }
+
+    /// Runs the vCPU until it ends. Call it after [`Vcpu::begin`], on the same thread.
     pub fn run(mut self) -> Outcome {
         let _armed = Armed::new(&mut self.fd);
         self.seat.arrive();
-        self.trace(VcpuTracer::begin);
         // A kick before this point has set no flag, but what it was about is known to the seat.
         let mut state = self.obey();
         loop {

@@ -17,12 +17,16 @@ use crate::control::socket::SocketError;
 use crate::debug::address::ListenError;
 use crate::event_loop::LoopError;
 use crate::memory::MemoryError;
+use crate::sandbox::SandboxError;
 use crate::trace::TraceError;
 use crate::vcpu::setup::SetupError;
 
 /// Why a machine can't be built or run.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
+    /// Filters of system calls.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The clock.
     #[error(transparent)]
     Clock(#[from] PlanError),

@@ -50,6 +50,7 @@ use crate::guestview::{Reader, Told};
 use crate::launch::kernel_cmdline;
 use crate::memory::{self, Ram};
 use crate::requests::{self, Bell, Mailbox};
+use crate::sandbox::{self, Kind};
 use crate::signals::SignalFd;
 use crate::stats::{self, Milestones};
 use crate::topology::Topology;
@@ -84,6 +85,8 @@ pub struct Options {
     pub log_level: LogLevel,
     /// Where to record what the guest does.
     pub trace: Option<PathBuf>,
+    /// What becomes of system calls that a thread has no business with.
+    pub seccomp: sandbox::Mode,
     /// What disturbs it.
     pub chaos: Option<Chaos>,
     /// What its clock is like.
@@ -161,6 +164,8 @@ impl Vm {
         }
         let control = options.control.as_deref().map(Listening::bind).transpose()?;
         let gdb = options.gdb.as_ref().map(|gdb| Listener::bind(&gdb.address, gdb.allow_remote)).transpose()?;
+        let files = options.gdb.as_ref().and_then(|gdb| gdb.address.file()).into_iter().chain(options.control.as_deref());
+        sandbox::arm(options.seccomp, files)?;
         let kvm = make::open_kvm()?;
         make::check_vcpus(&kvm, options.vcpus)?;
         make::check_ids(&kvm, &options.topology)?;
@@ -271,6 +276,8 @@ impl Vm {
         let debugger = debugger.transpose().map_err(host("can't start the debugger's thread"))?;
         let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
+        // The last one: from here on nothing is opened any more.
+        sandbox::enter(Kind::Main)?;
         let result = event_loop::run(Hub {
             guest: self.events,
             outcomes,

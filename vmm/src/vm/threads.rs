@@ -18,6 +18,7 @@ use crate::affinity::{AffinityError, Plan};
 use crate::chaos::{Chaos, Pauses};
 use crate::debug::hub::Hub;
 use crate::memory::Ram;
+use crate::sandbox::{self, Kind, SandboxError};
 use crate::trace::Recorder;
 use crate::vcpu::counts::ExitCounts;
 use crate::vcpu::kick;
@@ -72,6 +73,9 @@ pub enum StartError {
     /// Or its place.
     #[error(transparent)]
     Affinity(#[from] AffinityError),
+    /// Or its filter.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
 }
 
 /// Running vCPUs; stopped when dropped.
@@ -90,7 +94,7 @@ impl Threads {
             let id = index as u32;
             let seat = shared.control.take_seat(index).ok_or_else(|| io::Error::other("a vCPU without a seat"))?;
             let counts = Arc::new(ExitCounts::default());
-            let vcpu = Vcpu {
+            let mut vcpu = Vcpu {
                 id,
                 fd,
                 run_size: shared.run_size,
@@ -106,7 +110,10 @@ impl Threads {
             let placement = shared.placement.clone();
             let (tell_tid, tid) = channel();
             let thread = thread::Builder::new().name(format!("vcpu{id}")).stack_size(STACK).spawn(move || {
-                let seated = placement.take_seat(id);
+                let seated = placement.take_seat(id).map_err(StartError::from).and_then(|()| {
+                    vcpu.begin();
+                    Ok(sandbox::enter(Kind::Vcpu)?)
+                });
                 let goes_on = seated.is_ok();
                 // The receiver waits for it, below.
                 let _ = tell_tid.send(seated.map(|()| rustix::thread::gettid().as_raw_nonzero().get()));
