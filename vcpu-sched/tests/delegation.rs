@@ -83,6 +83,13 @@ fn every_policy_brings_every_task_to_its_end() {
 }
 
 #[test]
+fn the_documentation_shows_the_policy_to_copy() {
+    let shown = include_str!("../../docs/delegation.md");
+    let file = include_str!("../src/delegation/policies/fifo.rs");
+    assert!(shown.contains(file), "copy policies/fifo.rs to docs/delegation.md");
+}
+
+#[test]
 fn every_name_is_a_policy_that_works_and_others_are_refused_with_a_hint() {
     for text in
         ["fifo", "percpu", "shinjuku", "shinjuku:300", "edf", "cores", "cores:2", "steal", "remote", "remote:rr"]

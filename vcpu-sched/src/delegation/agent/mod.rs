@@ -190,7 +190,8 @@ impl<'m, P: Policy> Agent<'m, P> {
                 channel.release(&memory);
                 let lost = channel.overflowed(&memory);
                 if lost > 0 {
-                    self.counters.lost += lost;
+                    // The guest says how many; it may say anything.
+                    self.counters.lost = self.counters.lost.saturating_add(lost);
                     // The status words tell what the messages would have; the guest tells of all anew.
                     self.ask_discover();
                 }
