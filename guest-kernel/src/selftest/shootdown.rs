@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use vcpu_sched::ids::Nanos;
 
-use super::{Test, TestResult, check, join, spawn_on, tests};
+use super::{Test, TestResult, check, join, rounds, spawn_on, tests};
 use crate::cpu;
 use crate::mm::address_space::AddressSpace;
 use crate::mm::layout::PAGE_SIZE;
@@ -124,7 +124,7 @@ fn with_readers(f: impl FnOnce(&Shared) -> TestResult) -> TestResult {
 
 fn no_cpu_sees_an_unmapped_page() -> TestResult {
     with_readers(|s| {
-        for round in 2..26u64 {
+        for round in rounds(24).map(|round| u64::from(round) + 2) {
             check!(s.space.map(ADDRESS, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
             let old = user::load_u32(ADDRESS).is_ok_and(|value| value != 0);
             check!(!old, "this CPU still reads the page of before");
@@ -147,7 +147,7 @@ fn no_cpu_writes_a_protected_page() -> TestResult {
         check!(s.space.map(ADDRESS, PAGE_SIZE, RW, Backing::Anonymous, 0, true, "").is_ok());
         check!(user::write(ADDRESS, &1u32).is_ok());
         s.phase.store(1, Ordering::Release);
-        for _ in 0..50 {
+        for _ in rounds(50) {
             check!(s.space.protect(ADDRESS, PAGE_SIZE, Prot::READ).is_ok());
             check!(user::write(ADDRESS, &2u32).is_err());
             check!(user::load_u32(ADDRESS) == Ok(1));
