@@ -69,7 +69,7 @@ fn until(mut done: impl FnMut() -> bool) {
     let mut turns = 0_u32;
     while !done() {
         turns += 1;
-        if turns % 100_000 == 0 {
+        if turns.is_multiple_of(100_000) {
             thread::yield_now();
         }
         std::hint::spin_loop();

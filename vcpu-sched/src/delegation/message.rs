@@ -1,6 +1,6 @@
 //! What the guest tells its agent: the messages, and their form in eight words.
 //!
-//! The guest encodes, the agent decodes; nobody else touches the form. The invariant: [`Message::decode`] of any eight
+//! The guest encodes, the agent decodes; nobody else touches the form. The invariant: `Message::decode` of any eight
 //! words returns a message whose numbers are inside what the types allow, or nothing; whether task and CPU exist is the
 //! reader's to check.
 

@@ -44,7 +44,7 @@ pub struct Options {
     pub nonce: u32,
     /// It will sleep between messages.
     pub sleeps: bool,
-    /// [`tunables`](super::abi::tunables).
+    /// [`tunables`].
     pub tunables: u32,
     /// Milliseconds; 0: what the enclave's owner has set.
     pub runnable_timeout: u32,
