@@ -3,16 +3,18 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use vcpu_sched::requests::message::{Outcome, Refusal, Spawn};
 
 use super::errno::Errno;
 use super::process::signal::{self, FIRST_REALTIME, SigInfo};
 use super::process::thread_of;
-use super::start as programs;
 use super::start_list::Entry;
+use super::{start as programs, stats, strace, syscall};
 use crate::requests::Ticket;
 use crate::task::Task;
+use crate::trace;
 
 /// Largest signal number.
 const LAST_SIGNAL: u32 = 64;
@@ -30,6 +32,13 @@ pub fn send(task: &Arc<Task>, number: u32, thread_only: bool) -> Outcome {
         false => signal::send_info(process, info),
     };
     if room { Ok(0) } else { Err(Refusal::NoMemory) }
+}
+
+/// Tracing has begun or ended: system calls are looked at, or not.
+pub fn observe_calls() {
+    let observed = stats::on() || strace::on() || trace::on();
+    // Relaxed: a call more or less is seen at either end.
+    syscall::OBSERVED.store(observed, Ordering::Relaxed);
 }
 
 /// Starts a program. The ticket is answered when it is loaded, or can't be.

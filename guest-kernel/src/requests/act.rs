@@ -3,13 +3,15 @@
 use alloc::sync::Arc;
 
 use vcpu_sched::cpumask::CpuMask;
+use vcpu_sched::directory::RingHeader;
 use vcpu_sched::ids::TaskId;
 use vcpu_sched::requests::change::ParamChange;
-use vcpu_sched::requests::message::{Outcome, Refusal, Request};
+use vcpu_sched::requests::message::{Outcome, Refusal, Request, Tracing};
 
 use super::Ticket;
-use crate::sched;
+use crate::mm::frame::OutOfMemory;
 use crate::task::{Task, table};
+use crate::{cpu, sched, trace};
 
 /// Carries out a request, or has it carried out.
 pub(super) fn carry_out(request: Request, ticket: Ticket) {
@@ -27,6 +29,11 @@ pub(super) fn carry_out(request: Request, ticket: Ticket) {
         Request::Signal { task, signal, thread_only } => {
             program_task(task).and_then(|task| send(&task, signal, thread_only))
         }
+        Request::TraceRing { cpu, records } => trace_ring(cpu, records),
+        Request::Trace(what) => {
+            set_tracing(what);
+            Ok(0)
+        }
         // Answered when the program is loaded.
         Request::Spawn(spawn) => return start(spawn, ticket),
     };
@@ -34,7 +41,10 @@ pub(super) fn carry_out(request: Request, ticket: Ticket) {
 }
 
 #[cfg(feature = "linux")]
-use crate::linux::requests::{send, start};
+use crate::linux::requests::{observe_calls, send, start};
+
+#[cfg(not(feature = "linux"))]
+fn observe_calls() {}
 
 #[cfg(not(feature = "linux"))]
 fn send(_: &Arc<Task>, _: u32, _: bool) -> Outcome {
@@ -44,6 +54,23 @@ fn send(_: &Arc<Task>, _: u32, _: bool) -> Outcome {
 #[cfg(not(feature = "linux"))]
 fn start(_: vcpu_sched::requests::message::Spawn, ticket: Ticket) {
     ticket.answer(Err(Refusal::Unsupported));
+}
+
+fn trace_ring(cpu: u32, records: u32) -> Outcome {
+    if !records.is_power_of_two() || !RingHeader::CAPACITIES.contains(&records) {
+        return Err(Refusal::Invalid);
+    }
+    let cpu = cpu::all().nth(cpu as usize).ok_or(Refusal::NoCpu)?;
+    trace::have(cpu, records).map(|ring| ring.0).map_err(|OutOfMemory| Refusal::NoMemory)
+}
+
+fn set_tracing(what: Tracing) {
+    match what {
+        Tracing::Start => trace::start(),
+        Tracing::Stop => trace::stop(),
+        Tracing::Clock => trace::clock(),
+    }
+    observe_calls();
 }
 
 /// A task that belongs to a program.

@@ -12,19 +12,34 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use vcpu_sched::events::{ChaosAction, Kind, MigrateReason, Record, Side, WaitReason, flag};
 use vcpu_sched::ids::{CpuId, TaskId};
 
-use crate::task::current;
+use crate::task::{current, table};
 
 pub use dump::print_last;
-pub use ring::{CpuTrace, init};
+pub use ring::{CpuTrace, clock, have, init};
 pub use vcpu_sched::events::ClassTag;
 
-/// There are rings. Set once at boot, before other tasks run; relaxed, because [`ring::put`] looks at its CPU's own ring.
+/// Records are written. Set at boot, before other tasks run, or by [`start`]; relaxed, because [`ring::put`] looks at its CPU's own
+/// ring, and because a record more or less at either end of a trace is nobody's loss.
 static ON: AtomicBool = AtomicBool::new(false);
 
 /// Whether records are kept: for callers whose arguments cost something.
 #[inline(always)]
 pub fn on() -> bool {
     ON.load(Ordering::Relaxed)
+}
+
+/// Writes records from now on, first the names of the tasks that there are. Those that come meanwhile name themselves.
+pub fn start() {
+    ON.store(true, Ordering::Relaxed);
+    for task in table::snapshot() {
+        name(task.id, &task.name());
+        process(task.id, task.process());
+    }
+}
+
+/// Writes no more. What a CPU is just writing still comes.
+pub fn stop() {
+    ON.store(false, Ordering::Relaxed);
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The rings themselves (`vcpu_sched::directory::RingHeader`): memory, the writer, and what happens when one is full.
 //!
-//! Only [`super`] writes; boot makes the rings. Invariants: the pointer in [`CpuTrace`] is set before the CPU's tracing starts
+//! Only [`super`] writes; boot makes the rings, or the first request for a trace. Invariants: the pointer in [`CpuTrace`] is set before the CPU's tracing starts
 //! and never changes; HEAD is written by the ring's own CPU alone, with interrupts off. NMI and machine check write nothing, so
 //! no reservation is needed. What the host writes (TAIL, FLAGS) can lose records, nothing else: the place of a record is
 //! always masked.
@@ -17,9 +17,11 @@ use crate::boot::cmdline;
 use crate::chaos;
 use crate::cpu::{self, Cpu};
 use crate::directory;
+use crate::mm::PhysAddr;
 use crate::mm::frame::{self, OutOfMemory};
-use crate::mm::layout::PAGE_SIZE;
+use crate::mm::layout::{DIRECT_MAP, PAGE_SIZE};
 use crate::sync::IrqGuard;
+use crate::task::Task;
 use crate::time;
 
 /// Records of a ring when the command line doesn't say (`trace_records`).
@@ -147,6 +149,22 @@ fn put_with_care(word: u64, a: u64, b: u64) {
     ring.push(head, [time::tsc(), word, a, b]);
 }
 
+/// Writes a clock record into this CPU's ring, if it has one and there is room.
+pub fn clock() {
+    let _irq = IrqGuard::new();
+    let cpu = cpu::this();
+    let Some(ring) = cpu.trace.ring() else { return };
+    let head = ring.head();
+    if head != cpu.trace.limit.load(Ordering::Relaxed) || make_room(cpu, ring, head) {
+        ring.push(head, clock_record(time::tsc()));
+    }
+}
+
+/// What stamps mean, at one of them.
+fn clock_record(tsc: u64) -> [u64; 4] {
+    [tsc, (Kind::Clock as u64) << 48, time::at_tsc(tsc).0, u64::from(time::counter_khz().0)]
+}
+
 /// The ring is full as far as we know. Has it emptied by the host, or counts the record as lost. Interrupts are off.
 #[cold]
 #[inline(never)]
@@ -217,17 +235,36 @@ pub fn init() {
     }
     let records = records();
     for cpu in cpu::all() {
-        if install(cpu, records, mode).is_err() {
+        let Ok((memory, bytes)) = install(cpu, records, mode) else {
             crate::error!("no memory for the trace ring of CPU {}", cpu.id.0);
             return;
-        }
+        };
+        let idle = idle_of(cpu).id.0;
+        let kind = EntryKind::TraceRing as u32;
+        directory::add(Entry { kind, index: cpu.id.0, address: memory.0, len: bytes, extra: idle.into() });
     }
     // Relaxed: see `ON`.
     ON.store(true, Ordering::Relaxed);
 }
 
-/// Gives a CPU its ring, with the records that each ring begins with.
-fn install(cpu: &'static Cpu, records: u32, mode: Mode) -> Result<(), OutOfMemory> {
+/// The ring of a CPU, made if it has none. By the one task that serves requests, so that no two make it.
+///
+/// # Errors
+/// [`OutOfMemory`].
+pub fn have(cpu: &'static Cpu, records: u32) -> Result<PhysAddr, OutOfMemory> {
+    match cpu.trace.ring() {
+        Some(ring) => Ok(PhysAddr(ring.base as u64 - DIRECT_MAP)),
+        None => install(cpu, records, Mode::Drain).map(|(memory, _)| memory),
+    }
+}
+
+fn idle_of(cpu: &Cpu) -> &'static Task {
+    // SAFETY: set at bring-up; idle tasks live for ever.
+    unsafe { &*cpu.idle.load(Ordering::Acquire) }
+}
+
+/// Gives a CPU its ring, with the records that each ring begins with. Returns its place and size.
+fn install(cpu: &'static Cpu, records: u32, mode: Mode) -> Result<(PhysAddr, u64), OutOfMemory> {
     let bytes = RingHeader::BYTES as u64 + u64::from(records) * RECORD_BYTES as u64;
     // Frames are lent in powers of two; those behind the records are never touched, so they cost the host nothing.
     let order = bytes.div_ceil(PAGE_SIZE).next_power_of_two().trailing_zeros() as usize;
@@ -242,22 +279,14 @@ fn install(cpu: &'static Cpu, records: u32, mode: Mode) -> Result<(), OutOfMemor
 
     let tsc = time::tsc();
     let head = |kind: Kind, task: TaskId, flags: u8| u64::from(task.0) | (kind as u64) << 48 | u64::from(flags) << 56;
-    // SAFETY: set at bring-up; idle tasks live for ever.
-    let idle = unsafe { &*cpu.idle.load(Ordering::Acquire) };
+    let idle = idle_of(cpu);
     let [name_a, name_b] = super::name_words(&idle.name());
-    ring.push(0, [tsc, head(Kind::Clock, TaskId(0), 0), time::at_tsc(tsc).0, u64::from(time::counter_khz().0)]);
+    ring.push(0, clock_record(tsc));
     ring.push(1, [tsc, head(Kind::Name, idle.id, 0), name_a, name_b]);
     ring.push(2, [tsc, head(Kind::Online, idle.id, 1), 0, 0]);
     cpu.trace.mask.store(ring.mask, Ordering::Relaxed);
     cpu.trace.limit.store(u64::from(records), Ordering::Relaxed);
     // Release: whoever finds the ring finds it ready.
     cpu.trace.ring.store(ring.base, Ordering::Release);
-    directory::add(Entry {
-        kind: EntryKind::TraceRing as u32,
-        index: cpu.id.0,
-        address: memory.0,
-        len: bytes,
-        extra: u64::from(idle.id.0),
-    });
-    Ok(())
+    Ok((memory, bytes))
 }

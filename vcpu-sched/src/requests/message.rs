@@ -27,6 +27,25 @@ pub enum Kind {
     Resume = 6,
     /// [`Request::Spawn`].
     Spawn = 7,
+    /// [`Request::TraceRing`].
+    TraceRing = 8,
+    /// [`Request::Trace`].
+    Trace = 9,
+}
+
+impl Kind {
+    /// All, in the order of their numbers.
+    const ALL: [Self; 9] = [
+        Self::Ping,
+        Self::SetParams,
+        Self::SetAffinity,
+        Self::Signal,
+        Self::Suspend,
+        Self::Resume,
+        Self::Spawn,
+        Self::TraceRing,
+        Self::Trace,
+    ];
 }
 
 /// What a VMM can ask. Tasks are named by their numbers, as the task view shows them.
@@ -73,6 +92,31 @@ pub enum Request {
     },
     /// Start a program. Answered with its process number, when its program is loaded.
     Spawn(Spawn),
+    /// Have a trace ring on a CPU, which may have one already. Answered with the ring's physical address.
+    TraceRing {
+        /// The CPU's number.
+        cpu: u32,
+        /// Records of a ring that has to be made, as `RingHeader::CAPACITIES` has them.
+        records: u32,
+    },
+    /// Do something about trace records.
+    Trace(Tracing),
+}
+
+/// What to do about trace records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Tracing {
+    /// Write no more.
+    Stop = 0,
+    /// Write them from now on, first the names of all tasks.
+    Start = 1,
+    /// Write a clock record now, into the ring of any CPU, whether others are written or not.
+    Clock = 2,
+}
+
+impl Tracing {
+    const ALL: [Self; 3] = [Self::Stop, Self::Start, Self::Clock];
 }
 
 /// A program to start.
@@ -170,7 +214,7 @@ impl fmt::Display for Refusal {
 
 impl core::error::Error for Refusal {}
 
-/// What became of a request: a value by its kind (the process number of a [`Request::Spawn`], else 0), or why not.
+/// What became of a request: a value by its kind (see [`Request`]; 0 where that tells of none), or why not.
 pub type Outcome = Result<u64, Refusal>;
 
 /// The answer's head.
@@ -276,6 +320,15 @@ impl Request {
                 body.list(&spawn.env);
                 (Kind::Spawn, 0)
             }
+            Self::TraceRing { cpu, records } => {
+                body.u32(*cpu);
+                body.u32(*records);
+                (Kind::TraceRing, 0)
+            }
+            Self::Trace(what) => {
+                body.u32(*what as u32);
+                (Kind::Trace, 0)
+            }
         };
         let len = u32::try_from(body.0.len()).unwrap_or(u32::MAX);
         (RequestHead { sequence, kind: kind as u32, task, len, ..RequestHead::default() }, body.0)
@@ -289,9 +342,7 @@ impl Request {
         let task = head.task;
         let mut from = Reader(body);
         let malformed = |_: Short| Refusal::Malformed;
-        let kinds =
-            [Kind::Ping, Kind::SetParams, Kind::SetAffinity, Kind::Signal, Kind::Suspend, Kind::Resume, Kind::Spawn];
-        let kind = kinds.into_iter().find(|kind| *kind as u32 == head.kind).ok_or(Refusal::Unknown)?;
+        let kind = Kind::ALL.into_iter().find(|kind| *kind as u32 == head.kind).ok_or(Refusal::Unknown)?;
         let request = match kind {
             Kind::Ping => Self::Ping,
             Kind::SetParams => Self::SetParams { task, change: read_change(&mut from).map_err(malformed)? },
@@ -315,6 +366,14 @@ impl Request {
                 }
             }
             Kind::Spawn => Self::Spawn(read_spawn(&mut from).map_err(malformed)?),
+            Kind::TraceRing => {
+                let (cpu, records) = (from.u32().map_err(malformed)?, from.u32().map_err(malformed)?);
+                Self::TraceRing { cpu, records }
+            }
+            Kind::Trace => {
+                let what = from.u32().map_err(malformed)?;
+                Self::Trace(Tracing::ALL.into_iter().find(|t| *t as u32 == what).ok_or(Refusal::Malformed)?)
+            }
         };
         from.end().map_err(malformed)?;
         Ok(request)
@@ -375,6 +434,8 @@ mod tests {
             }),
             (any::<u32>(), holder()).prop_map(|(task, holder)| Request::Suspend { task, holder }),
             (any::<u32>(), holder()).prop_map(|(task, holder)| Request::Resume { task, holder }),
+            any::<(u32, u32)>().prop_map(|(cpu, records)| Request::TraceRing { cpu, records }),
+            (0..3_usize).prop_map(|which| Request::Trace(Tracing::ALL[which])),
             (text(), list(), list(), text(), streams)
                 .prop_map(|(path, args, env, cwd, streams)| Request::Spawn(Spawn { path, args, env, cwd, streams })),
         ]
@@ -402,7 +463,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_give_an_answer(kind in 0..10_u32, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_give_an_answer(kind in 0..16_u32, body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let head = RequestHead { kind, len: body.len() as u32, ..RequestHead::default() };
             let _ = Request::decode(&head, &body);
         }

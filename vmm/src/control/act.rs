@@ -15,6 +15,8 @@ use super::signals;
 use crate::affinity::parse;
 use crate::clock::{Rate, Status, Step};
 use crate::guestview::Task;
+use crate::trace::Live;
+use crate::trace::live::{self, Wanted};
 
 /// The first program, whose end is the guest's.
 const FIRST_PROGRAM: u32 = 1;
@@ -144,12 +146,35 @@ impl Machine {
         Ok(Spawned { process: u32::try_from(process).map_err(|_| broken())? })
     }
 
+    /// What records the guest.
+    pub fn tracing(&self) -> Result<&Live, Fault> {
+        let hint = "start it with --control";
+        self.trace.as_ref().ok_or_else(|| Fault::new(StatusCode::NOT_IMPLEMENTED, "nothing can be recorded", hint))
+    }
+
+    /// Begins a recording.
+    pub fn start_trace(&self, wanted: &Wanted) -> Result<live::Status, Fault> {
+        self.check_runs()?;
+        Ok(self.tracing()?.start(&self.mailbox, wanted)?)
+    }
+
+    /// Ends it, also that of a machine that is paused.
+    pub fn stop_trace(&self) -> Result<live::Status, Fault> {
+        let mailbox = (!self.run.paused()).then_some(&self.mailbox);
+        Ok(self.tracing()?.stop(mailbox)?)
+    }
+
     fn ask(&self, request: &Request) -> Result<u64, Fault> {
+        self.check_runs()?;
+        Ok(self.mailbox.ask(request)?)
+    }
+
+    fn check_runs(&self) -> Result<(), Fault> {
         if self.run.paused() {
             let detail = "the machine is paused, so its kernel can't do anything";
             return Err(Fault::new(StatusCode::CONFLICT, detail, "POST /v1/vm/resume first"));
         }
-        Ok(self.mailbox.ask(request)?)
+        Ok(())
     }
 }
 

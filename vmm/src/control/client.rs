@@ -1,13 +1,13 @@
 //! The client's side of the control socket, for `ctl` and `top`: one request after another over one connection.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, header};
+use hyper::{Method, Request, Response, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -58,6 +58,14 @@ pub enum ClientError {
         what: String,
         /// What is wrong.
         detail: String,
+    },
+    /// What was got can't be kept.
+    #[error("{path}: {source}", path = path.display())]
+    File {
+        /// Where it should go.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
     },
     /// The runtime.
     #[error("can't start: {0}")]
@@ -122,6 +130,32 @@ impl Client {
         String::from_utf8(body.into()).map_err(answer)
     }
 
+    /// `GET path`, whatever its size, written to `out` as it comes. `to`: what to call that when it fails.
+    pub fn download(&mut self, path: &str, out: &mut dyn Write, to: &Path) -> Result<(), ClientError> {
+        let Self { path: socket, runtime, sender } = self;
+        runtime.block_on(async {
+            let lost = |detail: String| broken(socket, &detail);
+            let mut response = begin(sender, Method::GET, path, Bytes::new()).await.map_err(lost)?;
+            if !response.status().is_success() {
+                let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+                let body = body.map_err(|e| broken(socket, &e.to_string()))?.to_bytes();
+                let answer =
+                    |e: serde_json::Error| ClientError::Answer { what: path.to_owned(), detail: e.to_string() };
+                return Err(ClientError::Refused(serde_json::from_slice(&body).map_err(answer)?));
+            }
+            loop {
+                let frame = match tokio::time::timeout(PATIENCE, response.body_mut().frame()).await {
+                    Err(_) => return Err(ClientError::Silent { path: socket.clone() }),
+                    Ok(None) => return Ok(()),
+                    Ok(Some(frame)) => frame.map_err(|e| broken(socket, &e.to_string()))?,
+                };
+                if let Some(data) = frame.data_ref() {
+                    out.write_all(data).map_err(|source| ClientError::File { path: to.to_owned(), source })?;
+                }
+            }
+        })
+    }
+
     fn ask<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
         let body = self.exchange(method, path, body)?;
         // Nothing to say is `null`.
@@ -158,15 +192,24 @@ async fn request(
     path: &str,
     body: Bytes,
 ) -> Result<(hyper::StatusCode, Bytes), String> {
+    let response = begin(sender, method, path, body).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| e.to_string())?;
+    Ok((status, body.to_bytes()))
+}
+
+/// Sends a request; the head of its answer.
+async fn begin(
+    sender: &mut SendRequest<Full<Bytes>>,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Incoming>, String> {
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "taskvisor");
     if !body.is_empty() {
         request = request.header(header::CONTENT_TYPE, "application/json");
     }
-    let request = request.body(Full::new(body));
-    let request = request.map_err(|e| e.to_string())?;
+    let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
     sender.ready().await.map_err(|e| e.to_string())?;
-    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| e.to_string())?;
-    Ok((status, body.to_bytes()))
+    sender.send_request(request).await.map_err(|e| e.to_string())
 }

@@ -21,6 +21,7 @@ use crate::config::text::IdSet;
 use crate::guestview::{GuestViewError, Reader, Snapshot, TaskState};
 use crate::memory::{self, Ram};
 use crate::requests::Mailbox;
+use crate::trace::Live;
 use crate::vcpu::counts::{ExitCounts, Kind};
 
 /// One vCPU's thread, as others may see it.
@@ -66,6 +67,8 @@ pub struct Machine {
     pub run: Runs,
     /// Its guest's clock.
     pub clock: Clock,
+    /// What records its guest on request.
+    pub trace: Option<Live>,
 }
 
 impl Machine {

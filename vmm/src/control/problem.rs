@@ -8,10 +8,11 @@ use axum::response::{IntoResponse, Json, Response};
 use vcpu_sched::requests::message::Refusal;
 
 use super::api::{PROBLEM_JSON, Problem};
-use crate::affinity::live::LiveError;
+use crate::affinity::live::LiveError as PinError;
 use crate::clock::ClockError;
 use crate::guestview::GuestViewError;
 use crate::requests::RequestError;
+use crate::trace::live::LiveError;
 use crate::vm::run_control::RunControlError;
 
 /// What went wrong, and what to do.
@@ -83,8 +84,8 @@ impl From<GuestViewError> for Fault {
     }
 }
 
-impl From<LiveError> for Fault {
-    fn from(error: LiveError) -> Self {
+impl From<PinError> for Fault {
+    fn from(error: PinError) -> Self {
         let hint = "GET /v1/vcpus shows where the threads may run now";
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string(), hint)
     }
@@ -98,6 +99,25 @@ impl From<ClockError> for Fault {
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "GET /v1/clock shows the clock as it is; docs/clock.md says what it can do",
             ),
+        };
+        Self::new(status, error.to_string(), hint)
+    }
+}
+
+impl From<LiveError> for Fault {
+    fn from(error: LiveError) -> Self {
+        let (status, hint) = match error {
+            LiveError::Request(error) => return error.into(),
+            LiveError::Recording => (StatusCode::CONFLICT, "POST /v1/trace/stop first"),
+            LiveError::Idle | LiveError::Nothing => (StatusCode::CONFLICT, "POST /v1/trace/start first"),
+            LiveError::Records(_) | LiveError::Limit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "leave it out"),
+            LiveError::Overwrites => (StatusCode::CONFLICT, "start the guest without trace=ring"),
+            LiveError::Ring(..) | LiveError::NoClock => {
+                (StatusCode::BAD_GATEWAY, "the guest's kernel doesn't keep to docs/abi.md")
+            }
+            LiveError::File(_) | LiveError::Trace(_) => {
+                (StatusCode::INSUFFICIENT_STORAGE, "the file lies in the VMM's TMPDIR")
+            }
         };
         Self::new(status, error.to_string(), hint)
     }

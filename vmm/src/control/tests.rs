@@ -49,6 +49,7 @@ fn machine() -> Machine {
         ram,
         run: Runs::new(run),
         clock,
+        trace: None,
     }
 }
 

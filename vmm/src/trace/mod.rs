@@ -1,6 +1,7 @@
 //! Traces: what guest and VMM recorded, in files.
 //!
-//! [`Recorder`] takes records from a running guest and hands them to a thread that owns a [`TraceWriter`]; the simulator uses a
+//! [`Recorder`] takes records from a running guest and hands them to a thread that owns a [`TraceWriter`]; [`Live`] does so from the
+//! moment it is asked to; the simulator uses a
 //! [`TraceWriter`] directly; `taskvisor report` reads files with a [`TraceReader`]. The formats are told in docs/tracing.md.
 //!
 //! Invariants: a file holds every record as it was written, with the place where each lost one is missing; writing and reading
@@ -9,6 +10,7 @@
 pub mod clock;
 mod index;
 mod jsonl;
+pub mod live;
 mod merge;
 mod names;
 mod perfetto;
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use vcpu_sched::events::Record;
 
+pub use live::Live;
 pub use merge::Summary;
 pub use names::{kind_name, policy_name};
 pub use reader::{Records, TraceReader};

@@ -3,7 +3,7 @@
 //! [`crate::vm`] makes a [`Recorder`], gives its ports' listeners to the devices and a [`VcpuTracer`] to each vCPU thread, and
 //! finishes it when the vCPUs have stopped. Invariants: nothing is lost here (a queue that is full makes its sender wait, which is
 //! the guest's doorbell or exit); the records of a stream reach the writer in their order; a ring that a guest breaks is told
-//! once and read no more.
+//! once and read no more. What is recorded at run time ([`super::live`]) gets a copy of what is drained.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -20,13 +20,13 @@ use vcpu_sched::events::{Kind, Record};
 
 use super::merge::{Feed, Published, Summary};
 use super::rings::Rings;
-use super::{Header, Stream, TraceError, writer};
+use super::{Header, Live, Stream, TraceError, writer};
 use crate::memory::Ram;
 use crate::sandbox;
 use crate::vcpu::counts;
 
 /// Messages between the vCPU threads and the writer: some megabytes.
-const QUEUE: usize = 64;
+pub(super) const QUEUE: usize = 64;
 /// The VMM's records of a vCPU that are handed on at once.
 const BATCH: usize = 1024;
 /// The host's account of waiting is looked at no more often than this, since each look is a system call.
@@ -50,10 +50,13 @@ thread_local! {
 
 /// What the threads share.
 #[derive(Debug)]
-struct Shared {
-    ram: Ram,
-    rings: Mutex<Rings>,
-    sender: SyncSender<Message>,
+pub(super) struct Shared {
+    pub(super) ram: Ram,
+    pub(super) rings: Mutex<Rings>,
+    /// Who writes the file of the whole run.
+    file: Option<SyncSender<Message>>,
+    /// Who writes a recording that was begun at run time.
+    live: Mutex<Option<SyncSender<Message>>>,
 }
 
 /// See the module's text.
@@ -61,16 +64,23 @@ struct Shared {
 pub struct Recorder {
     shared: Arc<Shared>,
     host_khz: u32,
-    writer: JoinHandle<Result<Summary, TraceError>>,
+    /// Of the file of the whole run.
+    writer: Option<JoinHandle<Result<Summary, TraceError>>>,
 }
 
 /// Host's time stamp counter.
-fn rdtsc() -> u64 {
+pub(super) fn rdtsc() -> u64 {
     // SAFETY: the instruction is there on every x86-64 CPU, and reads a counter.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 impl Recorder {
+    /// Without a file: records nothing but what [`Recorder::live`] is asked for.
+    pub fn idle(ram: Ram, vcpus: u32, host_khz: u32) -> Self {
+        let rings = Mutex::new(Rings::new(vcpus));
+        Self { shared: Arc::new(Shared { ram, rings, file: None, live: Mutex::default() }), host_khz, writer: None }
+    }
+
     /// Makes the file and starts its writer. `host_khz`: frequency of the host's TSC, 0 if that isn't known.
     ///
     /// # Errors
@@ -88,8 +98,14 @@ impl Recorder {
             write_all(&receiver, feed)
         });
         let writer = writer.map_err(io)?;
-        let shared = Arc::new(Shared { ram, rings: Mutex::new(Rings::new(vcpus)), sender });
-        Ok(Self { shared, host_khz, writer })
+        let rings = Mutex::new(Rings::new(vcpus));
+        let shared = Arc::new(Shared { ram, rings, file: Some(sender), live: Mutex::default() });
+        Ok(Self { shared, host_khz, writer: Some(writer) })
+    }
+
+    /// What begins and ends recordings at run time. `header` as in [`Recorder::start`].
+    pub fn live(&self, vcpus: u32, header: Header) -> Live {
+        Live::new(self.shared.clone(), vcpus, header)
     }
 
     /// What to do when the guest tells the page of its directory.
@@ -104,9 +120,10 @@ impl Recorder {
         move |cpu| shared.drain(Some(cpu))
     }
 
-    /// For the thread of vCPU `cpu`.
-    pub fn tracer(&self, cpu: u32) -> VcpuTracer {
-        VcpuTracer {
+    /// For the thread of vCPU `cpu`; none if there is no file that its records would go to.
+    pub fn tracer(&self, cpu: u32) -> Option<VcpuTracer> {
+        self.writer.as_ref()?;
+        Some(VcpuTracer {
             shared: self.shared.clone(),
             stream: Stream { cpu, vmm: true },
             buffer: Vec::with_capacity(BATCH),
@@ -114,12 +131,12 @@ impl Recorder {
             schedstat: None,
             looked: 0,
             delay: 0,
-        }
+        })
     }
 
     /// [`Recorder::finish`], and what a user should know of it.
     pub fn end(self) -> Option<String> {
-        match self.finish() {
+        match self.finish()? {
             Err(error) => Some(format!("the trace is not complete: {error}")),
             Ok(Summary { rings: false, .. }) => {
                 Some("the guest kernel showed no trace rings: the trace has the vCPUs' entries and exits only".into())
@@ -129,23 +146,35 @@ impl Recorder {
         }
     }
 
-    /// Writes what is left and closes the file. All vCPUs have stopped, and their tracers are gone.
+    /// Writes what is left and closes the file, if there is one. All vCPUs have stopped, and their tracers are gone.
     ///
     /// # Errors
     /// [`TraceError`]: what the writer met.
-    pub fn finish(self) -> Result<Summary, TraceError> {
+    pub fn finish(self) -> Option<Result<Summary, TraceError>> {
+        let writer = self.writer?;
         self.shared.drain(None);
         self.shared.send(Message::Records(lock(&self.shared.rings).last(&self.shared.ram)));
         self.shared.send(Message::End);
         // A panic of the writer has been told by the hook; there is nothing more to say about the file.
-        self.writer.join().unwrap_or_else(|_| Ok(Summary::default()))
+        Some(writer.join().unwrap_or_else(|_| Ok(Summary::default())))
     }
 }
 
 impl Shared {
+    /// To the file of the whole run.
     fn send(&self, message: Message) {
         // The writer stays until `End`; if it panicked, there is nobody to tell.
-        let _ = self.sender.send(message);
+        let _ = self.file.as_ref().map(|file| file.send(message));
+    }
+
+    /// Whether the whole run is recorded.
+    pub(super) fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Who gets what is drained from now on, beside the file.
+    pub(super) fn set_live(&self, sink: Option<SyncSender<Message>>) {
+        *lock(&self.live) = sink;
     }
 
     fn published(&self, page: u32, host_khz: u32) {
@@ -165,10 +194,31 @@ impl Shared {
 
     /// Empties all rings, that of CPU `first` first: what its records refer to (names) was written before them, so it is found
     /// in the other rings by the same call.
-    fn drain(&self, first: Option<u32>) {
+    pub(super) fn drain(&self, first: Option<u32>) {
         // Held until all is sent, so that no other thread's drain overtakes.
         let mut rings = lock(&self.rings);
-        self.send(Message::Records(rings.drain(&self.ram, first)));
+        let records = rings.drain(&self.ram, first);
+        let live = lock(&self.live).clone();
+        match live {
+            None => self.send(Message::Records(records)),
+            Some(live) => {
+                if self.has_file() {
+                    self.send(Message::Records(records.clone()));
+                }
+                // Its writer may have ended meanwhile; then nobody wants them.
+                let _ = live.send(Message::Records(records));
+            }
+        }
+    }
+
+    /// Empties all rings and gives what was in them to the file, and to the caller.
+    pub(super) fn take(&self) -> Vec<(Stream, Vec<Record>)> {
+        let mut rings = lock(&self.rings);
+        let records = rings.drain(&self.ram, None);
+        if self.has_file() {
+            self.send(Message::Records(records.clone()));
+        }
+        records
     }
 }
 

@@ -31,7 +31,12 @@ pub enum DirectoryReadError {
 pub struct Rings {
     /// By CPU.
     rings: Vec<Option<TraceRing>>,
+    /// What each ring begins with: a recording that begins later repeats it.
+    openings: Vec<Vec<Record>>,
 }
+
+/// A ring begins with so many records that tell what it is: clock, the idle task's name, the CPU's coming.
+const OPENING: usize = 3;
 
 impl fmt::Debug for Rings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,7 +47,7 @@ impl fmt::Debug for Rings {
 impl Rings {
     /// None yet, for `cpus` CPUs at most.
     pub fn new(cpus: u32) -> Self {
-        Self { rings: (0..cpus).map(|_| None).collect() }
+        Self { rings: (0..cpus).map(|_| None).collect(), openings: vec![Vec::new(); cpus as usize] }
     }
 
     /// Opens the rings that the directory on `page` lists, but for CPUs that have one. Returns the guest's TSC at the time.
@@ -80,6 +85,29 @@ impl Rings {
         }
     }
 
+    /// Opens the ring of a CPU at an address that the guest names, if that CPU has none yet. Returns whether it is one that is drained.
+    ///
+    /// # Errors
+    /// [`RingError`]: there is no ring.
+    pub fn open_at(&mut self, ram: &Ram, cpu: u32, address: u64) -> Result<bool, RingError> {
+        let Some(slot) = self.rings.get_mut(cpu as usize) else { return Ok(false) };
+        if slot.is_none() {
+            // The ring's own size is checked against the guest's memory.
+            let entry = Entry { kind: EntryKind::TraceRing as u32, index: cpu, address, len: u64::MAX, extra: 0 };
+            *slot = Some(TraceRing::open(ram, &entry)?);
+        }
+        Ok(slot.as_ref().is_some_and(|ring| !ring.overwrites()))
+    }
+
+    /// What the rings began with, by CPU; nothing for those that there aren't.
+    pub fn openings(&self) -> impl Iterator<Item = (Stream, &[Record])> {
+        let stream = |cpu| Stream { cpu, vmm: false };
+        (0..)
+            .zip(&self.openings)
+            .filter(|(_, first)| !first.is_empty())
+            .map(move |(cpu, f)| (stream(cpu), f.as_slice()))
+    }
+
     /// What has come into the rings, looking at that of CPU `first` first.
     pub fn drain(&mut self, ram: &Ram, first: Option<u32>) -> Vec<(Stream, Vec<Record>)> {
         let others = (0..self.rings.len() as u32).filter(|cpu| Some(*cpu) != first);
@@ -106,7 +134,11 @@ impl Rings {
         let stream = Stream { cpu, vmm: false };
         let Some(slot) = self.rings.get_mut(cpu as usize) else { return (stream, records) };
         let Some(ring) = slot else { return (stream, records) };
-        match read(ring, &mut records) {
+        let outcome = read(ring, &mut records);
+        if let Some(opening) = self.openings.get_mut(cpu as usize).filter(|opening| opening.is_empty()) {
+            opening.extend(records.iter().take(OPENING));
+        }
+        match outcome {
             Ok(Drained { lost: 0 }) => {}
             Ok(Drained { lost }) => {
                 // The ring was full of what has just been read when they were lost.

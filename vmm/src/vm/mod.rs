@@ -146,6 +146,7 @@ pub struct Vm {
     control: Option<Listening>,
     topology: Topology,
     recorder: Option<Recorder>,
+    trace_header: trace::Header,
     told: Arc<Told>,
     bell: Bell,
     fd: Arc<VmFd>,
@@ -191,7 +192,8 @@ impl Vm {
             cmdline = format!("{key} {cmdline}");
         }
         let clock = plan.start(ram.clone(), &run_control, fd.clone(), &topology);
-        let recorder = record(&options, &ram, &vcpus, &cmdline)?;
+        let trace_header = trace_header(&options, &vcpus, &cmdline);
+        let recorder = record(&options, &ram, &trace_header)?;
         let built =
             devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref(), clock.directory_listener())?;
         milestones.note("machine_made");
@@ -222,6 +224,7 @@ impl Vm {
             topology,
             ram,
             recorder,
+            trace_header,
             fd,
             gdb,
         })
@@ -373,6 +376,7 @@ impl Vm {
             mailbox: self.mailbox(),
             run: Runs::new(self.run_control.clone()),
             clock: self.clock.clone(),
+            trace: self.recorder.as_ref().map(|r| r.live(self.options.vcpus, self.trace_header.clone())),
         }
     }
 }
@@ -382,19 +386,25 @@ fn stdin() -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) }
 }
 
-/// Starts what `--trace` asks for.
-fn record(options: &Options, ram: &Ram, vcpus: &[VcpuFd], cmdline: &str) -> Result<Option<Recorder>, VmError> {
-    let Some(path) = &options.trace else { return Ok(None) };
-    let khz = vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0);
+/// What a trace says of the machine.
+fn trace_header(options: &Options, vcpus: &[VcpuFd], cmdline: &str) -> trace::Header {
     let policy = cmdline.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("policy="));
-    let header = trace::Header {
+    trace::Header {
         version: trace::VERSION,
         cpus: options.vcpus,
-        tsc_khz: khz,
+        tsc_khz: vcpus.first().and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
         policy: policy.unwrap_or_default().to_owned(),
         command_line: cmdline.to_owned(),
         program: options.program.clone(),
         realtime_ns: 0,
-    };
-    Ok(Some(Recorder::start(path, ram.clone(), options.vcpus, khz, header)?))
+    }
+}
+
+/// Starts what `--trace` asks for, and makes ready for what may be asked through the control socket.
+fn record(options: &Options, ram: &Ram, header: &trace::Header) -> Result<Option<Recorder>, VmError> {
+    let (vcpus, khz) = (options.vcpus, header.tsc_khz);
+    Ok(match &options.trace {
+        Some(path) => Some(Recorder::start(path, ram.clone(), vcpus, khz, header.clone())?),
+        None => options.control.is_some().then(|| Recorder::idle(ram.clone(), vcpus, khz)),
+    })
 }

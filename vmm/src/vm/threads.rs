@@ -102,7 +102,7 @@ impl Threads {
                 ram: shared.ram.clone(),
                 seat,
                 counts: counts.clone(),
-                tracer: shared.recorder.map(|recorder| recorder.tracer(id)),
+                tracer: shared.recorder.and_then(|recorder| recorder.tracer(id)),
                 debug: shared.debug.clone(),
                 pauses: shared.chaos.map(|chaos| Pauses::new(chaos, id)),
             };

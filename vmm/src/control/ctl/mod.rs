@@ -1,6 +1,7 @@
 //! `taskvisor ctl`: the control interface for people and shell scripts.
 
 mod tables;
+mod trace;
 
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use self::tables::{or_dash, state, table, time};
+pub use self::trace::TraceCommand;
 use self::tables::{tasks_table, vcpus_table, vm_table};
 use super::api::{
     ClockChange, ClockOffset, Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, StreamsChoice, TaskChange,
@@ -71,6 +73,12 @@ pub enum Question {
     /// The guest's clock: what it is, and changes to it
     #[command(visible_alias = "clock")]
     Tsc(ClockArgs),
+    /// Record what the guest does, from now on and until told to stop
+    Trace {
+        /// What to do.
+        #[command(subcommand)]
+        command: TraceCommand,
+    },
     /// The machine's counters as Prometheus reads them
     Metrics,
 }
@@ -197,6 +205,7 @@ pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, Clie
             };
             show.one(&status, tables::clock_table)
         }
+        Question::Trace { command } => trace::ask(&mut client, command, &show)?,
         Question::Metrics => client.text("/v1/metrics")?,
     })
 }

@@ -2,6 +2,7 @@
 
 mod clock;
 mod tasks;
+mod trace;
 mod vcpus;
 mod vm;
 
@@ -49,6 +50,11 @@ fn table() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Shared>)>
         ("/v1/tasks/{id}/resume", &["post"], post(tasks::resume)),
         ("/v1/tasks/{id}/signal", &["post"], post(tasks::signal)),
         ("/v1/clock", &["get", "patch"], get(clock::show).patch(clock::change)),
+        ("/v1/trace", &["get"], get(trace::show)),
+        ("/v1/trace/start", &["post"], post(trace::start)),
+        ("/v1/trace/stop", &["post"], post(trace::stop)),
+        ("/v1/trace/file.pftrace", &["get"], get(trace::pftrace)),
+        ("/v1/trace/file.jsonl", &["get"], get(trace::jsonl)),
         ("/v1/metrics", &["get"], get(metrics)),
         ("/v1/openapi.json", &["get"], get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI))),
     ]
