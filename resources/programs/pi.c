@@ -1,5 +1,6 @@
 /* Priority-inheriting locks: who holds one runs with the priority of who waits for it, along the chain; deadlocks are told; a dead
- * owner's lock is inherited. And the futex calls of the second generation. Usage: pi [ROUNDS] */
+ * owner's lock is inherited. And the futex calls of the second generation. Usage: pi [ROUNDS], or pi hold: a thread named "holder" computes
+ * with a lock that one of SCHED_FIFO 50 waits for, until somebody ends both. */
 #define _GNU_SOURCE
 #include "check.h"
 #include <pthread.h>
@@ -314,7 +315,25 @@ static void second_generation(void) {
     puts("second generation");
 }
 
+static void *wait_for_first(void *unused) {
+    (void)unused;
+    be(SCHED_FIFO, 50);
+    pthread_mutex_lock(&first);
+    return NULL;
+}
+static void hold(void) {
+    pthread_t t;
+    first = inheriting(PTHREAD_MUTEX_NORMAL, 0, 0);
+    CHECK(pthread_mutex_lock(&first) == 0, "lock");
+    CHECK(pthread_create(&t, NULL, wait_for_first, NULL) == 0, "pthread_create");
+    CHECK(pthread_setname_np(pthread_self(), "holder") == 0, "pthread_setname_np");
+    for (volatile long turns = 0;; turns++)
+        ;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "hold"))
+        hold();
     rounds = argument(argc, argv, 1, 200);
     setvbuf(stdout, NULL, _IOLBF, 0);
     exclusion();

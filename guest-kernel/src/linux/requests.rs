@@ -7,6 +7,9 @@ use core::sync::atomic::Ordering;
 
 use vcpu_sched::requests::message::{Outcome, Refusal, Spawn};
 
+/// What a program, or whoever speaks for it, gave a task: what others lend it for a lock that it holds stays apart.
+pub use super::process::futex::{own_params, set_params as give_params};
+
 use super::errno::Errno;
 use super::process::signal::{self, FIRST_REALTIME, SigInfo};
 use super::process::thread_of;

@@ -5,6 +5,8 @@ use alloc::sync::Arc;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::directory::RingHeader;
 use vcpu_sched::ids::TaskId;
+#[cfg(not(feature = "linux"))]
+use vcpu_sched::params::SchedParams;
 use vcpu_sched::requests::change::ParamChange;
 use vcpu_sched::requests::message::{Outcome, Refusal, Request, Tracing};
 
@@ -41,10 +43,18 @@ pub(super) fn carry_out(request: Request, ticket: Ticket) {
 }
 
 #[cfg(feature = "linux")]
-use crate::linux::requests::{observe_calls, send, start};
+use crate::linux::requests::{give_params, observe_calls, own_params, send, start};
 
 #[cfg(not(feature = "linux"))]
 fn observe_calls() {}
+
+#[cfg(not(feature = "linux"))]
+fn own_params(task: &Task) -> SchedParams {
+    task.sched.params()
+}
+
+#[cfg(not(feature = "linux"))]
+use crate::sched::set_params as give_params;
 
 #[cfg(not(feature = "linux"))]
 fn send(_: &Arc<Task>, _: u32, _: bool) -> Outcome {
@@ -80,8 +90,8 @@ fn program_task(id: u32) -> Result<Arc<Task>, Refusal> {
 }
 
 fn set_params(task: &Arc<Task>, change: &ParamChange) -> Outcome {
-    let new = change.apply(&task.sched.params()).map_err(|_| Refusal::Invalid)?;
-    sched::set_params(task, &new).map_err(|_| Refusal::Overcommitted)?;
+    let new = change.apply(&own_params(task)).map_err(|_| Refusal::Invalid)?;
+    give_params(task, &new).map_err(|_| Refusal::Overcommitted)?;
     Ok(0)
 }
 

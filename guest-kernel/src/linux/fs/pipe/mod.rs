@@ -282,14 +282,14 @@ impl Pipe {
         if last_writer {
             self.readable.wake_all();
         }
-        if (last_reader || last_writer)
-            && self.readers.load(Ordering::SeqCst) == 0
-            && self.writers.load(Ordering::SeqCst) == 0
-        {
-            // A named pipe that nobody has open holds nothing.
+        if last_reader || last_writer {
+            // A named pipe that nobody has open holds nothing. Looked at with the ring locked: who opens it after that look can't
+            // write before it is empty, and what somebody wrote before keeps one of the numbers up.
             let mut ring = self.ring.lock();
-            (ring.head, ring.len) = (0, 0);
-            self.len.store(0, Ordering::Release);
+            if self.readers.load(Ordering::SeqCst) == 0 && self.writers.load(Ordering::SeqCst) == 0 {
+                (ring.head, ring.len) = (0, 0);
+                self.len.store(0, Ordering::Release);
+            }
         }
     }
 }
