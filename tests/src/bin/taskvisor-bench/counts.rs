@@ -27,7 +27,7 @@ const MINOR_FAULT: f64 = 1_500.0;
 
 /// QEMU's `tcg` has no CPUID leaf for the TSC's frequency, which Taskvisor gives: told here, so that the kernel's measuring of
 /// it by a timer (two million turns of a loop) doesn't count as boot. By `-icount shift=0` it is one instruction a nanosecond.
-const TSC_KNOWN: [&str; 2] = ["--cmdline", "tsc_khz=1000000"];
+pub const TSC_KNOWN: [&str; 2] = ["--cmdline", "tsc_khz=1000000"];
 
 /// All counts.
 pub fn measure(table: &mut Table) {
@@ -97,8 +97,13 @@ struct Boot {
 }
 
 fn build_plugin(dir: &TempDir) -> Result<PathBuf, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/icount.c");
-    let plugin = dir.path().join("icount.so");
+    plugin(dir, "icount")
+}
+
+/// Builds one of QEMU's plugins in tests/bench.
+pub fn plugin(dir: &TempDir, name: &str) -> Result<PathBuf, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("bench/{name}.c"));
+    let plugin = dir.path().join(format!("{name}.so"));
     let status = Command::new("gcc").args(["-O2", "-shared", "-fPIC", "-o"]).arg(&plugin).arg(&source).status();
     match status {
         Ok(status) if status.success() => Ok(plugin),
@@ -133,7 +138,8 @@ fn count_boot(qemu: &Path, image: &Image, cpus: u32, plugin: &Path, entry: u64, 
     Ok(boot)
 }
 
-fn icount(run: Run) -> Run {
+/// One instruction is one virtual nanosecond.
+pub fn icount(run: Run) -> Run {
     run.args(["-cpu", "max", "-icount", "shift=0,sleep=off"]).limit(Duration::from_secs(60))
 }
 

@@ -12,6 +12,7 @@ mod scheduler;
 mod speed;
 mod symbols;
 mod table;
+mod wakes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
             "--only" => only = args.next(),
             _ => {
                 eprintln!(
-                    "usage: taskvisor-bench [--json FILE] [--only counts|scheduler|launch|speed|exits|control|programs]"
+                    "usage: taskvisor-bench [--json FILE] [--only counts|wakes|scheduler|launch|speed|exits|control|programs]"
                 );
                 return ExitCode::from(2);
             }
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let mut table = Table::default();
     let parts = [
         ("counts", counts::measure as fn(&mut Table)),
+        ("wakes", wakes::measure),
         ("scheduler", scheduler::measure),
         ("launch", launch::measure),
         ("speed", speed::measure),
