@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint mutants soak man clean
+.PHONY: help setup demo test bench lint mutants soak fuzz man clean
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -41,6 +41,10 @@ soak: ## the stress programs over and over for SOAK_MINUTES (10)
 	@resources/setup.sh build
 	@$(CARGO) build --release --locked -p taskvisor
 	@tests/soak.sh
+
+fuzz: ## coverage-guided fuzzing of every reader for FUZZ_SECONDS (120) each
+	@resources/setup.sh build test
+	@fuzz/run.sh $(or $(FUZZ_SECONDS),120)
 
 man: ## manual pages and shell completions, written to target/man1 and target/completions
 	@$(CARGO) build --release --locked -p taskvisor

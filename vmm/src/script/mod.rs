@@ -100,6 +100,11 @@ pub fn run(script: &Script) -> Result<(), ScriptError> {
     engine.run_with_scope(&mut scope, &text).map_err(|error| explain(path, &error))
 }
 
+/// Reads a script's text without running it: what is no script is told as [`run`] would.
+pub fn check(text: &str) -> Result<(), ScriptError> {
+    language().compile(text).map(drop).map_err(|error| explain(Path::new("script"), &error.into()))
+}
+
 /// The innermost error with the outermost place that is in the script.
 fn explain(path: &Path, error: &EvalAltResult) -> ScriptError {
     let position = error.position();
@@ -121,8 +126,8 @@ fn explain(path: &Path, error: &EvalAltResult) -> ScriptError {
     }
 }
 
-/// The language with everything that a script may call, and its bounds.
-fn engine(guests: &Rc<Guests>, out: &Path) -> Engine {
+/// The language and its bounds.
+fn language() -> Engine {
     let mut engine = Engine::new();
     engine
         .set_max_operations(MAX_OPERATIONS)
@@ -131,6 +136,12 @@ fn engine(guests: &Rc<Guests>, out: &Path) -> Engine {
         .set_max_array_size(MAX_ELEMENTS)
         .set_max_map_size(MAX_ELEMENTS)
         .set_max_expr_depths(MAX_DEPTH, MAX_DEPTH);
+    engine
+}
+
+/// The same with everything that a script may call.
+fn engine(guests: &Rc<Guests>, out: &Path) -> Engine {
+    let mut engine = language();
     let end = computed() + MAX_COMPUTING;
     engine.on_progress(move |done| (done % LOOK_EVERY == 0 && computed() > end).then_some(Dynamic::UNIT));
     engine.on_print(|text| {
