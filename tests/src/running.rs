@@ -1,7 +1,8 @@
 //! A guest that runs beside a test, seen and driven through its control socket.
 
+use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,24 +22,44 @@ pub struct Running {
 impl Running {
     /// Two shells that compute and a program that sleeps, on `vcpus` vCPUs; comes back when all of them are there.
     pub fn start(vcpus: u32) -> Option<Self> {
-        let busybox = prereq::busybox().filter(|_| prereq::kvm_or_left_out())?;
+        Self::start_with(vcpus, |_| Vec::new())
+    }
+
+    /// The same with more flags, which may name files in the guest's own temporary folder.
+    pub fn start_with(vcpus: u32, flags: impl FnOnce(&Path) -> Vec<OsString>) -> Option<Self> {
+        let busybox = prereq::busybox()?;
+        let script = "sleep 1000 & (while :; do :; done) & while :; do :; done";
+        let running = Self::of(vcpus, flags, &busybox, &["sh", "-c", script])?;
+        running.until_there(|list| {
+            let sleepers = find(list, "sleep");
+            sleepers.len() == 1 && sleepers[0]["state"] == "blocked" && find(list, "busybox").len() == 2
+        });
+        Some(running)
+    }
+
+    /// A program of one's own; comes back before it has done anything.
+    pub fn of(vcpus: u32, flags: impl FnOnce(&Path) -> Vec<OsString>, program: &Path, args: &[&str]) -> Option<Self> {
+        prereq::kvm_or_left_out().then_some(())?;
         let dir = TempDir::new();
         let mut command = Command::new(taskvisor());
         command
             .args(["run", "--timeout", "180s", "--vcpus", &vcpus.to_string(), "--control"])
             .arg(dir.path().join("control"));
-        command.arg("--").arg(busybox).args(["sh", "-c", "sleep 1000 & (while :; do :; done) & while :; do :; done"]);
+        command.args(flags(dir.path())).arg("--").arg(program).args(args);
         let vmm = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        let running = Self { vmm, dir };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        Some(Self { vmm, dir })
+    }
+
+    /// Waits until the guest has come so far that its tasks are as `there` wants them. The socket may not be there yet.
+    #[track_caller]
+    pub fn until_there(&self, there: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + HARD_LIMIT;
         loop {
-            let outcome = running.ctl(["tasks", "--json"]);
-            let there = |list: Value| {
-                let sleepers = find(&list, "sleep");
-                sleepers.len() == 1 && sleepers[0]["state"] == "blocked" && find(&list, "busybox").len() == 2
-            };
-            if outcome.code() == 0 && serde_json::from_str(&outcome.text()).is_ok_and(there) {
-                return Some(running);
+            let outcome = self.ctl(["tasks", "--json"]);
+            if outcome.code() == 0
+                && let Some(list) = serde_json::from_str(&outcome.text()).ok().filter(&there)
+            {
+                return list;
             }
             assert!(Instant::now() < deadline, "the guest's tasks did not come: {}", outcome.text());
             std::thread::sleep(Duration::from_millis(20));

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use taskvisor_tests::guest::program;
 use taskvisor_tests::running::{Running, find};
 use taskvisor_tests::serial;
 
@@ -96,6 +97,19 @@ fn policy_nice_and_affinity_are_read_back() {
     running.ctl(["set", &text, "--affinity", "0", "--priority", "5"]).expect_code(125);
     let after = running.json(["tasks", "--json"]);
     assert_eq!((&task(&after, id)["affinity"], &task(&after, id)["policy"]), (&"0-1".into(), &"batch".into()));
+}
+
+#[test]
+fn what_a_lock_lends_stays_when_a_policy_is_given() {
+    let _beside_others = serial::shared();
+    let Some(running) = Running::of(1, |_| Vec::new(), &program("musl/pi"), &["hold"]) else { return };
+    let holder = |list: &Value| find(list, "holder").first().map_or(Value::Null, |task| (*task).clone());
+    let list = running.until_there(|list| holder(list)["priority"] == 50);
+    let (id, text) = (holder(&list)["id"].as_u64().expect("a number"), holder(&list)["id"].to_string());
+    let set = running.json(["set", &text, "--policy", "batch", "--nice", "5", "--json"]);
+    assert_eq!((&set["policy"], &set["priority"], &set["nice"]), (&"fifo".into(), &50.into(), &5.into()), "{set:#}");
+    let after = running.json(["tasks", "--json"]);
+    assert_eq!((&task(&after, id)["policy"], &task(&after, id)["priority"]), (&"fifo".into(), &50.into()));
 }
 
 #[test]
