@@ -1,4 +1,4 @@
-//! What the debugger can beyond breakpoints and steps: watched memory, caught system calls. Scripts in tests/gdb, `features_*`.
+//! What the debugger can beyond breakpoints and steps: watched memory, caught system calls, `monitor`. Scripts in tests/gdb, `features_*`.
 
 use taskvisor_tests::debugged::{Client, Debugged};
 use taskvisor_tests::serial;
@@ -26,6 +26,11 @@ fn who_writes_watched_memory_is_stopped() {
 #[test]
 fn system_calls_stop_on_their_way_in_and_out() {
     with_gdb("features_calls.py", 5, &[1, 2]);
+}
+
+#[test]
+fn the_machine_tells_and_does_what_only_it_can() {
+    with_gdb("features_monitor.py", 100, &[1, 2]);
 }
 
 /// Lets the guest go, and gives what its next stop says.

@@ -9,11 +9,11 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::Ram;
 
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const LARGE: u64 = 1 << 7;
+pub(super) const PRESENT: u64 = 1 << 0;
+pub(super) const WRITE: u64 = 1 << 1;
+pub(super) const LARGE: u64 = 1 << 7;
 /// Bits 12..=51.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Below is what programs see.
 pub const USER_HALF: u64 = 1 << 47;
 /// From here on it is the kernel's.

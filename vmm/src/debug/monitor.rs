@@ -5,13 +5,27 @@
 
 use std::fmt::Write;
 
-use super::session::{Session, pc_of};
+use kvm_bindings::{Msrs, kvm_msr_entry};
+
+use super::maps;
+use super::session::{KERNEL_FILE, Session, pc_of};
+use crate::guestview::TaskState;
 
 const HELP: &str = "\
 help                   this text
 tasks                  the guest's tasks: state, CPU, times, what they wait for
 cpus                   the guest's CPUs and what they run
+runqueues              the tasks that are on each CPU or wait for it
+symbols                lines that load the symbols of the guest's kernel and program
 translate ADDRESS      where a virtual address of the selected thread leads
+maps                   what is mapped in the selected thread's address space
+tsc                    the time-stamp counter of each vCPU
+suspend TASK           the task executes nothing of its program until it is resumed; as all below, when the guest goes on
+resume TASK            and executes again
+affinity TASK CPUS     the task runs on these CPUs only
+policy TASK NAME [PRIORITY]
+                       the task is scheduled as other, batch, idle, fifo or rr
+requests               what became of the four above
 physical on|off        whether memory is read and written by guest-physical address
 stop-on-fault on|off   whether a program's fault stops before the program is told
 ";
@@ -24,6 +38,18 @@ pub fn run(session: &mut Session, selected: u32, line: &str) -> String {
         ("help", _) => HELP.to_owned(),
         ("tasks", _) => tasks(session),
         ("cpus", _) => cpus(session),
+        ("runqueues", _) => runqueues(session),
+        ("symbols", _) => symbols(session),
+        ("maps" | "vmas", _) => match session.target.root(selected) {
+            Ok(root) => maps::render(&session.target.machine.ram, root),
+            Err(error) => format!("{error}\n"),
+        },
+        ("tsc", _) => tsc(session),
+        ("suspend" | "resume" | "affinity" | "policy", _) => match session.target.machine.clerk.ask(line.trim()) {
+            Ok(()) => String::new(),
+            Err(why) => format!("{why}\n"),
+        },
+        ("requests", _) => session.target.machine.clerk.render(),
         ("translate", Some(address)) => translate(session, selected, address),
         ("physical", Some(choice)) => switch(choice, &mut session.physical),
         ("stop-on-fault", Some(choice)) => switch(choice, &mut session.target.running.stop_on_fault),
@@ -71,6 +97,56 @@ fn cpus(session: &mut Session) -> String {
         let pc = current.map(|task| task.id).and_then(|id| pc_of(session, id));
         let pc = pc.map_or_else(String::new, |pc| format!(" at {pc:#x}"));
         let _ = writeln!(out, "CPU {}: task {name}{pc}, {} ready or running", cpu.index, cpu.nr_running);
+    }
+    out
+}
+
+fn runqueues(session: &mut Session) -> String {
+    let snapshot = match session.target.show() {
+        Ok(snapshot) => snapshot,
+        Err(error) => return format!("{error}\n"),
+    };
+    let mut out = String::new();
+    for cpu in &snapshot.cpus {
+        let current = cpu.current.map_or_else(|| "not known".to_owned(), |id| id.to_string());
+        let _ = writeln!(out, "CPU {}: runs {current}, {} ready or running", cpu.index, cpu.nr_running);
+        let ready = snapshot.tasks.iter().filter(|task| {
+            task.cpu == cpu.index
+                && task.state == TaskState::Ready
+                && task.kind != "idle"
+                && Some(task.id) != cpu.current
+        });
+        for task in ready {
+            let (policy, nice) = (task.policy.as_deref().unwrap_or("?"), task.nice.unwrap_or(0));
+            let _ = writeln!(out, "{:>10}  {:16} {policy:8} nice {nice:>3}", task.id, task.name);
+        }
+    }
+    out
+}
+
+/// A program's symbols are in its file on the host; it lies where the file says.
+fn symbols(session: &Session) -> String {
+    let program = session.target.machine.program.first();
+    let path = program.map(|name| std::path::absolute(name).unwrap_or_else(|_| name.into()));
+    let program = path.map_or_else(String::new, |path| format!("add-symbol-file {:?}\n", path.display().to_string()));
+    format!("add-symbol-file target:{KERNEL_FILE}\n{program}")
+}
+
+fn tsc(session: &Session) -> String {
+    /// Intel SDM vol. 4: IA32_TIME_STAMP_COUNTER.
+    const TSC: u32 = 0x10;
+    let mut out = String::new();
+    for vcpu in 0..session.target.machine.control.vcpus() {
+        let read = session.target.with_vcpu(vcpu, |fd| {
+            let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index: TSC, ..Default::default() }]).ok()?;
+            let count = fd.get_msrs(&mut msrs).ok()?;
+            msrs.as_slice().first().filter(|_| count == 1).map(|msr| msr.data)
+        });
+        let _ = match read {
+            Ok(Some(ticks)) => writeln!(out, "vCPU {vcpu}: {ticks}"),
+            Ok(None) => writeln!(out, "vCPU {vcpu}: KVM doesn't tell"),
+            Err(error) => writeln!(out, "vCPU {vcpu}: {error}"),
+        };
     }
     out
 }

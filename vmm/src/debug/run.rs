@@ -224,6 +224,7 @@ impl Target {
         self.watches.clear();
         self.running.calls = Calls::None;
         self.running.mode = Mode::default();
+        self.machine.clerk.end();
         self.start()
     }
 

@@ -15,7 +15,7 @@ use super::threads::{Thread, to_xml};
 use super::{hex, monitor, target_xml};
 
 /// The name under which the kernel's file is offered.
-const KERNEL_FILE: &str = "/taskvisor/kernel.elf";
+pub const KERNEL_FILE: &str = "/taskvisor/kernel.elf";
 /// Its only handle.
 const KERNEL_HANDLE: u32 = 5;
 /// Errno values of the File-I/O protocol (gdb's manual, "Errno Values").

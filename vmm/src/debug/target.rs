@@ -19,6 +19,7 @@ use super::registers::{
 use super::run::Running;
 use super::threads::{self, Thread};
 use super::watch::Watches;
+use super::wishes::Clerk;
 use crate::guestview::pulse::{Pulse, Watch};
 use crate::guestview::{GuestViewError, Reader, Snapshot};
 use crate::memory::Ram;
@@ -64,6 +65,10 @@ pub struct Machine {
     pub segments: Segments,
     /// Its kernel's file.
     pub kernel: Arc<[u8]>,
+    /// Who asks its kernel.
+    pub clerk: Clerk,
+    /// The first program on the host, and its arguments.
+    pub program: Vec<String>,
 }
 
 /// A machine with a client.

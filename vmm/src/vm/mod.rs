@@ -45,6 +45,7 @@ use crate::debug;
 use crate::debug::address::{GdbAddress, Listener};
 use crate::end::End;
 use crate::event_loop::{self, Hub};
+use crate::footprint;
 use crate::guest::Guest;
 use crate::guestview::{Reader, Told};
 use crate::launch::kernel_cmdline;
@@ -104,7 +105,7 @@ pub struct Options {
 impl Options {
     /// Whether anything may ask something of the guest's kernel.
     pub fn takes_requests(&self) -> bool {
-        self.control.is_some()
+        self.control.is_some() || self.gdb.is_some()
     }
 }
 
@@ -197,6 +198,7 @@ impl Vm {
         let built =
             devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref(), clock.directory_listener())?;
         milestones.note("machine_made");
+        footprint::forget_start();
 
         if quirks.slow_ring0 && !guest.is_ours() {
             cpuid.hide_cmpxchg16b();
@@ -352,6 +354,8 @@ impl Vm {
             apic_ids: (0..self.options.vcpus).map(|vcpu| self.topology.apic_id(vcpu)).collect(),
             segments: debug::kernel_file::segments(&kernel),
             kernel,
+            clerk: debug::wishes::Clerk::start(self.mailbox())?,
+            program: self.options.program.clone(),
         }))
     }
 
