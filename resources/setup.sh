@@ -68,6 +68,7 @@ for purpose in $purposes; do
         need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, as the check on exact CPU semantics'
         need 'command -v c++' 'g++' 'a C++ compiler, which libFuzzer is built with'
         need 'command -v gdb' 'gdb' 'gdb, which the debugger is tested with'
+        need 'compgen -c lldb && compgen -c | grep -E "^lldb-(dap|vscode)"' 'lldb' 'lldb with its adapter, the other client'
         need 'command -v hwloc-ls' 'hwloc-nox' 'hwloc, as a judge of topologies'
         need 'command -v chromium || command -v chromium-browser || command -v google-chrome' 'chromium' 'Chromium, which draws the page of a report'
         need 'stock_kernel' '' 'a stock Linux kernel image, /boot/vmlinuz-*'

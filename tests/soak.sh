@@ -97,6 +97,10 @@ while ((SECONDS < end)); do
     rounds=$((rounds + 1))
     echo "soak: round $rounds done, $(((end - SECONDS) / 60)) min left"
 done
+# Breakpoints and steps at random, in guests of a minute each; a failure prints its seed.
+for ((minute = 0; minute < ${SOAK_MINUTES:-10}; minute++)); do
+    DEBUG_SOAK_SECONDS=60 cargo test --release --locked -q -p taskvisor-tests --test debug_soak -- --nocapture
+done
 if command -v schemathesis >/dev/null; then
     tests/api-fuzz.sh 240 "$RANDOM"
 else

@@ -1,6 +1,9 @@
 """gdb commands for guests of Taskvisor: source resources/gdb/taskvisor.py
 
 task-list               the guest's tasks, as `monitor tasks` tells them
+task-runqueue           the tasks that are on each CPU or wait for it
+task-vmas               what is mapped in the selected thread's address space
+task-waiters            the threads that wait, and for what
 task-where              one line for each thread: where it is, in its program if it has one
 task-only ID LOCATION   a breakpoint for one task
 """
@@ -16,6 +19,29 @@ class TaskList(gdb.Command):
 
     def invoke(self, argument, from_tty):
         gdb.execute("monitor tasks", from_tty)
+
+
+class Monitor(gdb.Command):
+    """What `monitor` says of the selected thread's guest."""
+
+    def __init__(self, name, line):
+        super().__init__(name, gdb.COMMAND_STATUS)
+        self.line = line
+
+    def invoke(self, argument, from_tty):
+        gdb.execute("monitor " + self.line, from_tty)
+
+
+class TaskWaiters(gdb.Command):
+    """The threads that wait, and for what."""
+
+    def __init__(self):
+        super().__init__("task-waiters", gdb.COMMAND_STATUS)
+
+    def invoke(self, argument, from_tty):
+        for thread in sorted(gdb.selected_inferior().threads(), key=lambda t: t.ptid[1]):
+            if "blocked" in (thread.details or ""):
+                print('%s "%s" (%s)' % (thread.ptid[1], thread.name, thread.details))
 
 
 class TaskWhere(gdb.Command):
@@ -62,5 +88,8 @@ class TaskOnly(gdb.Command):
 
 
 TaskList()
+Monitor("task-runqueue", "runqueues")
+Monitor("task-vmas", "maps")
+TaskWaiters()
 TaskWhere()
 TaskOnly()

@@ -147,6 +147,11 @@ impl Client {
         self.0.shutdown(std::net::Shutdown::Write).expect("a socket can be half closed");
     }
 
+    /// Goes, without a word.
+    pub fn close(&mut self) {
+        self.0.shutdown(std::net::Shutdown::Both).expect("a socket can be closed");
+    }
+
     /// Sends bytes as they are.
     pub fn raw(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).expect("the port takes bytes");

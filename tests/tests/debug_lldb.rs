@@ -105,7 +105,7 @@ fn steps_writes_and_breakpoints() {
         "thread step-over",
         "register write rbx 0x4d",
         "register read rbx",
-        "register write rbx 5",
+        "register write rbx 15",
         &format!("memory read -c 9 {message}"),
         &format!("memory write {message} 0x41"),
         "expression message[0]",
