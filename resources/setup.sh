@@ -66,6 +66,8 @@ for purpose in $purposes; do
     test)
         need 'command -v bash-static' 'bash-static' 'a static bash'
         need 'command -v qemu-system-x86_64' 'qemu-system-x86' 'QEMU, as the check on exact CPU semantics'
+        need 'command -v go' 'golang-go' 'Go, for a program with a runtime of its own'
+        need 'echo "#include <sqlite3.h>" | cc -E -' 'libsqlite3-dev' "SQLite's static library, for a program with a database"
         need 'command -v c++' 'g++' 'a C++ compiler, which libFuzzer is built with'
         need 'command -v gdb' 'gdb' 'gdb, which the debugger is tested with'
         need 'compgen -c lldb && compgen -c | grep -E "^lldb-(dap|vscode)"' 'lldb' 'lldb with its adapter, the other client'

@@ -4,7 +4,7 @@
  * Only tests/src/bin/taskvisor-bench uses it. The few declarations of QEMU's plugin interface (version 1) stand here, because no
  * package ships its header. Arguments: entry=ADDRESS (physical = virtual) and out=FILE. The file gets "cpu N COUNT" lines and
  * "pc ADDRESS COUNT" lines. With from=ADDRESS and to=ADDRESS instead of entry it gets "span COUNT", both ends counted: from the
- * last time at the first address before the second was reached.
+ * last time at the first address before the second was reached; and the "pc" lines of that time.
  */
 #include <inttypes.h>
 #include <stdint.h>
@@ -26,6 +26,8 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
 struct place {
     uint64_t address, count;
+    /* Which span `count` belongs to, and what it was in the least one. */
+    uint64_t span, in_least;
     struct place *next;
 };
 
@@ -33,28 +35,35 @@ static struct place *places;
 static uint64_t entry, per_cpu[256];
 static enum { BEFORE, INSIDE, AFTER } window;
 static char out[4096];
-static uint64_t from, to, span, least_span = UINT64_MAX;
+static uint64_t from, to, span, spans, least_span = UINT64_MAX;
 static int in_span;
 
 /* Between the boot segment and the upper half lies nothing of the kernel. */
 static int is_user(uint64_t address) { return address >= 0x200000 && address < 0x800000000000; }
 
-static void measured(uint64_t address) {
-    if (address == from) {
+static void measured(struct place *place) {
+    if (place->address == from) {
         in_span = 1;
         span = 0;
+        spans++;
     }
-    if (!in_span || is_user(address)) return;
+    if (!in_span || is_user(place->address)) return;
     span++;
-    if (address != to) return;
+    if (place->span != spans) place->count = 0;
+    place->span = spans;
+    place->count++;
+    if (place->address != to) return;
     in_span = 0;
-    if (span < least_span) least_span = span;
+    if (span >= least_span) return;
+    least_span = span;
+    for (struct place *other = places; other; other = other->next)
+        other->in_least = other->span == spans ? other->count : 0;
 }
 
 static void executed(unsigned cpu, void *data) {
     struct place *place = data;
     if (from) {
-        measured(place->address);
+        measured(place);
         return;
     }
     if (window == BEFORE && place->address == entry) window = INSIDE;
@@ -86,6 +95,8 @@ static void finished(qemu_plugin_id_t id, void *unused) {
     if (!file) return;
     if (from) {
         if (least_span != UINT64_MAX) fprintf(file, "span %" PRIu64 "\n", least_span);
+        for (struct place *place = places; place; place = place->next)
+            if (place->in_least) fprintf(file, "pc %#" PRIx64 " %" PRIu64 "\n", place->address, place->in_least);
         fclose(file);
         return;
     }

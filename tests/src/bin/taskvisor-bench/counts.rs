@@ -11,6 +11,7 @@ use taskvisor_tests::qemu::Image;
 use taskvisor_tests::{Run, TempDir, prereq};
 use vcpu_sched::runqueue::PolicyKind;
 
+use crate::origin;
 use crate::symbols::Symbols;
 use crate::table::{Row, Table};
 
@@ -77,17 +78,19 @@ fn boot(table: &mut Table, qemu: &Path) {
 
 /// A missed budget says where the instructions go.
 fn noted(row: Row, counted: &Boot, symbols: &Symbols) -> Row {
-    if !row.over() {
-        return row;
-    }
+    if row.over() { row.note(by_function(&counted.places, symbols)) } else { row }
+}
+
+/// The functions that took most, and how many instructions each did.
+fn by_function(places: &[(u64, u64)], symbols: &Symbols) -> String {
     let mut by_function: BTreeMap<String, u64> = BTreeMap::new();
-    for (address, count) in &counted.places {
+    for (address, count) in places {
         *by_function.entry(symbols.name(*address)).or_default() += count;
     }
     let mut sorted: Vec<_> = by_function.into_iter().collect();
     sorted.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     let note: Vec<_> = sorted.iter().take(8).map(|(name, count)| format!("{name} {count}")).collect();
-    row.note(note.join(", "))
+    note.join(", ")
 }
 
 /// What the plugin wrote.
@@ -128,14 +131,17 @@ fn count_boot(qemu: &Path, image: &Image, cpus: u32, plugin: &Path, entry: u64, 
             ["cpu", cpu, count] => {
                 boot.per_cpu.insert(cpu.parse().unwrap_or(0), count.parse().unwrap_or(0));
             }
-            ["pc", address, count] => {
-                let address = u64::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0);
-                boot.places.push((address, count.parse().unwrap_or(0)));
-            }
+            ["pc", address, count] => boot.places.push(place(address, count)),
             _ => {}
         }
     }
     Ok(boot)
+}
+
+/// A "pc" line's address and count.
+fn place(address: &str, count: &str) -> (u64, u64) {
+    let address = u64::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0);
+    (address, count.parse().unwrap_or(0))
 }
 
 /// One instruction is one virtual nanosecond.
@@ -159,27 +165,71 @@ fn operations(table: &mut Table, qemu: &Path) {
     if let Ok(figures) = ubench("pipe", "200") {
         table.push(Row::new("pipe round trip between two threads", get(&figures, "pipe-round-trip"), "instructions"));
     }
-    wake(table, qemu);
+    spans(table, qemu);
     records(table, qemu);
 }
 
-/// A wake-up and the switch to the woken task, from within: what of "wake to running" is the scheduler's.
-fn wake(table: &mut Table, qemu: &Path) {
-    let name = "wake to running, same CPU, sched::place::place to the end of the switch";
-    let dir = TempDir::new();
-    let count = || -> Result<f64, String> {
+/// Two paths to another task, from within: which source files their instructions come from.
+fn spans(table: &mut Table, qemu: &Path) {
+    let wake = Span {
+        name: "wake to running, same CPU, sched::place::place to the end of the switch",
+        program: ["wake", "50"],
+        from: "sched::place::place",
+        budget: WAKE,
+        note: "without the futex call around it",
+    };
+    let switch = Span {
+        name: "voluntary switch, the call's entry to the end of the switch",
+        program: ["yield", "50"],
+        from: "syscall_entry",
+        budget: SWITCH,
+        note: "the way to the kernel included",
+    };
+    for span in [wake, switch] {
+        table.push(match span.count(qemu) {
+            Ok((total, origins)) => {
+                Row::new(span.name, total, "instructions").budget(span.budget).note(format!("{}; {origins}", span.note))
+            }
+            Err(why) => Row::missing(span.name, why),
+        });
+    }
+}
+
+/// A path through the kernel that ends with a switch.
+struct Span {
+    name: &'static str,
+    /// What ubench does.
+    program: [&'static str; 2],
+    /// The function at whose last call before the switch it begins.
+    from: &'static str,
+    budget: f64,
+    note: &'static str,
+}
+
+impl Span {
+    /// The least of all times, and where its instructions come from.
+    fn count(&self, qemu: &Path) -> Result<(f64, String), String> {
+        let dir = TempDir::new();
         let plugin = build_plugin(&dir)?;
-        let image = Image::new(&TSC_KNOWN, &program("musl/ubench"), &["wake", "50"]);
+        let image = Image::new(&TSC_KNOWN, &program("musl/ubench"), &self.program);
         let symbols = Symbols::read(&image.file("kernel.elf"));
         let address = |name: &str| symbols.address(name).ok_or_else(|| format!("the kernel has no symbol {name}"));
-        let (from, to) = (address("sched::place::place")?, address("switch_task_done")?);
+        let (from, to) = (address(self.from)?, address("switch_task_done")?);
         let out = dir.path().join("span");
         let plugin = format!("{},from={from:#x},to={to:#x},out={}", plugin.display(), out.display());
         let outcome = icount(image.qemu(qemu, "tcg", "microvm", 1)).arg("-plugin").arg(plugin).run();
         let text = fs::read_to_string(&out).map_err(|_| format!("no counts, exit code {}", outcome.code()))?;
-        text.trim().strip_prefix("span ").and_then(|n| n.parse().ok()).ok_or_else(|| "never reached".into())
-    };
-    push(table, name, count(), WAKE, "without the futex call around it");
+        let (mut total, mut places) = (None, Vec::new());
+        for line in text.lines() {
+            match line.split(' ').collect::<Vec<_>>()[..] {
+                ["span", count] => total = count.parse().ok(),
+                ["pc", address, count] => places.push(place(address, count)),
+                _ => {}
+            }
+        }
+        let total = total.ok_or("never reached")?;
+        Ok((total, origin::by_file(&image.file("kernel.elf"), &places, &symbols)?))
+    }
 }
 
 /// What a trace record costs: the same with and without tracing.

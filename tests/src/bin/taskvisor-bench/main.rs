@@ -7,6 +7,7 @@ mod control;
 mod counts;
 mod exits;
 mod launch;
+mod origin;
 mod programs;
 mod scheduler;
 mod speed;
