@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::capture::{Capture, Seen};
+use super::place::Place;
 use super::values::{flags, read, show, word};
 use super::{Answer, duration, failed};
 use crate::config::units::parse_duration;
@@ -40,19 +41,14 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// All guests of a script, and where their sockets are.
 #[derive(Debug)]
 pub struct Guests {
-    dir: PathBuf,
+    place: Place,
     list: RefCell<Vec<Rc<RefCell<Process>>>>,
 }
 
 impl Guests {
     /// None yet, with a private directory for their sockets.
     pub fn new() -> io::Result<Rc<Self>> {
-        use std::os::unix::fs::DirBuilderExt;
-        let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-        let dir = base.join(format!("taskvisor-script-{}-{now}", std::process::id()));
-        std::fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(Rc::new(Self { dir, list: RefCell::default() }))
+        Ok(Rc::new(Self { place: Place::new()?, list: RefCell::default() }))
     }
 
     fn launch(&self, options: &Map, program: &Array) -> Answer<Guest> {
@@ -63,7 +59,7 @@ impl Guests {
         }
         let program = program.iter().map(word).collect::<Answer<Vec<_>>>()?;
         let number = list.iter().map(|process| process.borrow().number).max().unwrap_or(0) + 1;
-        let socket = self.dir.join(number.to_string());
+        let socket = self.place.path().join(number.to_string());
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg("run").arg("--control").arg(&socket).args(flags(options)?);
         if !options.contains_key("timeout") {
@@ -94,9 +90,6 @@ impl Drop for Guests {
     fn drop(&mut self) {
         for process in self.list.borrow().iter() {
             process.borrow_mut().end();
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            log::warn!("{}: {error}", self.dir.display());
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod capture;
 mod guest;
+mod place;
 mod plot;
 mod table;
 mod values;
