@@ -6,7 +6,7 @@ use std::path::Path;
 use taskvisor_tests::Run;
 use taskvisor_tests::guest::taskvisor;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "",
     "run",
     "image",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 16] = [
     "report",
     "sim",
     "script",
+    "sweep",
     "top",
     "ctl",
     "tsc",

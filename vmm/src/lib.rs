@@ -15,7 +15,6 @@ pub mod control;
 pub mod debug;
 pub mod end;
 pub mod event_loop;
-pub mod footprint;
 pub mod guest;
 pub mod guestview;
 pub mod host;

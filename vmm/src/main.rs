@@ -17,7 +17,7 @@ use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
 use taskvisor::script::{self, Script};
 use taskvisor::sim::args::SimArgs;
-use taskvisor::{clock, host, logger, manual, report, sim, top};
+use taskvisor::{clock, host, logger, manual, report, sim, sweep, top};
 use vcpu_sched::checker::Options;
 use vcpu_sched::ids::Nanos;
 
@@ -81,6 +81,12 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
         }
         Command::Script(args) => {
             script::run(&Script { path: args.file, args: args.args, out: args.out })?;
+            Ok(0)
+        }
+        Command::Sweep(args) => {
+            let text = sweep::run(&args)?;
+            // A closed pipe behind it is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             Ok(0)
         }
         Command::Top(args) => {

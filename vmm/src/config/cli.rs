@@ -13,6 +13,7 @@ use super::flags::{GuestFlags, MachineFlags};
 use super::units::parse_duration;
 use crate::clock::verify::VerifyArgs;
 use crate::control::ctl::Question;
+use crate::sweep::SweepArgs;
 
 /// Paragraphs are single lines: clap wraps them to the terminal.
 const EXIT_CODES: &str = "\
@@ -58,6 +59,8 @@ pub enum Command {
     Sim(crate::sim::args::SimArgs),
     /// Run an experiment that is written down: guests, changes while they run, tables and plots (docs/scripts.md)
     Script(ScriptArgs),
+    /// Run the same program over a matrix of settings, here or on a cluster (docs/sweep.md)
+    Sweep(SweepArgs),
     /// Ask a running guest's VMM (taskvisor run --control)
     Ctl(CtlArgs),
     /// Show a running guest's vCPUs and tasks, live
