@@ -14,7 +14,7 @@ def a_variable():
     run("delete")
     before = value("counter")
     check("Hardware watchpoint" in run("watch counter"), "the machine watches, not the client")
-    for n in range(3):
+    for n in range(2):
         run("continue")
         equal(kinds(), [gdb.BP_HARDWARE_WATCHPOINT], "write %d stops" % n)
         equal(value("counter"), before + n + 1, "and it is the next")
@@ -33,7 +33,7 @@ def beside_breakpoints():
 
 
 def on_a_condition():
-    wanted = value("counter") + 5
+    wanted = value("counter") + 2
     run("watch counter if counter == %d" % wanted)
     run("continue")
     equal(value("counter"), wanted, "the condition held")
