@@ -45,6 +45,7 @@ use crate::debug;
 use crate::debug::address::{GdbAddress, Listener};
 use crate::end::End;
 use crate::event_loop::{self, Hub};
+use crate::footprint;
 use crate::guest::Guest;
 use crate::guestview::{Reader, Told};
 use crate::launch::kernel_cmdline;
@@ -197,6 +198,7 @@ impl Vm {
         let built =
             devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref(), clock.directory_listener())?;
         milestones.note("machine_made");
+        footprint::forget_start();
 
         if quirks.slow_ring0 && !guest.is_ours() {
             cpuid.hide_cmpxchg16b();
