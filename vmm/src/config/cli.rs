@@ -17,9 +17,9 @@ use crate::sweep::SweepArgs;
 
 /// Paragraphs are single lines: clap wraps them to the terminal.
 const EXIT_CODES: &str = "\
-Exit code: the program's own; 128+N when it died of signal N, or when signal N ended taskvisor; 123 the guest kernel \
-panicked; 124 --timeout was over; 125 an error of taskvisor itself, or Ctrl-A x; 126 the program can't be run; 127 it was \
-not found.
+Exit code: the program's own; 128+N when it died of signal N, or when signal N ended taskvisor; 122 a thread of taskvisor \
+made a system call that --seccomp forbids it; 123 the guest kernel panicked; 124 --timeout was over; \
+125 an error of taskvisor itself, or Ctrl-A x; 126 the program can't be run; 127 it was not found.
 
 On a terminal: Ctrl-A x ends the guest, Ctrl-A Ctrl-A sends one Ctrl-A; everything else, Ctrl-C too, goes to the guest.";
 

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustix::net::sockopt::socket_peercred;
+
 use crate::control::socket::{Socket, SocketError};
 
 /// What `--gdb` says.
@@ -109,10 +111,18 @@ impl Listener {
         }
     }
 
-    /// Whoever waits.
+    /// Whoever waits. At a file that is this user or root, even if somebody has changed the file's mode.
     pub fn accept(&self) -> io::Result<Client> {
         match self {
-            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Client::Unix(stream)),
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                let peer = socket_peercred(&stream)?.uid;
+                if peer != rustix::process::geteuid() && !peer.is_root() {
+                    let refused = format!("user {} has no business at this user's guest", peer.as_raw());
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
+                }
+                Ok(Client::Unix(stream))
+            }
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 // Packets are small, and each is waited for.
