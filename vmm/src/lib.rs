@@ -15,6 +15,7 @@ pub mod control;
 pub mod debug;
 pub mod end;
 pub mod event_loop;
+pub mod footprint;
 pub mod guest;
 pub mod guestview;
 pub mod host;
