@@ -166,7 +166,8 @@ impl Vm {
         }
         let control = options.control.as_deref().map(Listening::bind).transpose()?;
         let gdb = options.gdb.as_ref().map(|gdb| Listener::bind(&gdb.address, gdb.allow_remote)).transpose()?;
-        let files = options.gdb.as_ref().and_then(|gdb| gdb.address.file()).into_iter().chain(options.control.as_deref());
+        let files =
+            options.gdb.as_ref().and_then(|gdb| gdb.address.file()).into_iter().chain(options.control.as_deref());
         sandbox::arm(options.seccomp, files)?;
         let kvm = make::open_kvm()?;
         make::check_vcpus(&kvm, options.vcpus)?;

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use self::tables::{or_dash, state, table, time};
-pub use self::trace::TraceCommand;
 use self::tables::{tasks_table, vcpus_table, vm_table};
+pub use self::trace::TraceCommand;
 use super::api::{
     ClockChange, ClockOffset, Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, StreamsChoice, TaskChange,
     Tasks, Vcpus, Vm,
