@@ -73,7 +73,7 @@ pub fn read(path: &Path) -> Result<Plan, SweepError> {
 /// Reads a file's text.
 pub fn parse(text: &str) -> Result<Plan, String> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
-    for key in table.keys().filter(|key| !KEYS.contains(&key.as_str())) {
+    if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
         return Err(match nearest(key, KEYS) {
             Some(near) => format!("unknown key '{key}': is it {near}?"),
             None => format!("unknown key '{key}': there are {}", KEYS.join(", ")),
