@@ -23,6 +23,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("vcpu-sched", &["other", "all=fifo:3", "0=rr:99;1,3=nice:-20"]),
     ("exclusive", &["true", "false"]),
     ("io-affinity", &["0", "0-3,7"]),
+    ("seccomp", &["on", "off", "log"]),
     ("core-scheduling", &["off", "vm", "vcpu"]),
     ("tsc-khz", &["1", "2500000", "4294967295"]),
     ("tsc-offset", &["5ms", "0=-1;1=-200us", "-7"]),

@@ -115,6 +115,8 @@ pub struct Running {
     inject: HashSet<usize>,
     /// System calls that stop.
     pub calls: Calls,
+    /// Threads whose step was called off when its trap may have happened already: that one is ours, not the program's.
+    late: HashSet<u32>,
     /// Programs run with the trap flag set, since something of them is watched.
     pub(super) watching: bool,
     /// Faults of programs stop before they are delivered.
@@ -133,6 +135,7 @@ impl Default for Running {
             told: 0,
             inject: HashSet::new(),
             calls: Calls::None,
+            late: HashSet::new(),
             watching: false,
             stop_on_fault: true,
             last: None,
@@ -409,6 +412,10 @@ impl Target {
                     return Ok(Verdict::GoOn);
                 }
                 if !over && !self.running.mode.step.as_ref().is_some_and(of) {
+                    // The flag was taken out of the frame then; a program that steps itself has it there.
+                    if words[frame::RFLAGS] & RFLAGS_TF == 0 && self.running.late.remove(&thread) {
+                        self.answer(vcpu)?;
+                    }
                     return Ok(Verdict::GoOn);
                 }
                 self.set_frame_word(thread, at, frame::RFLAGS, words[frame::RFLAGS] & !RFLAGS_TF)?;
@@ -518,6 +525,7 @@ impl Target {
         for step in steps.into_iter().flatten() {
             if step.how == How::Flag {
                 self.set_flag(step.thread, false)?;
+                self.running.late.insert(step.thread);
             }
         }
         self.points.arrive = None;

@@ -58,6 +58,11 @@ impl Target {
         }
         let registers = self.vcpu(vcpu)?;
         let (ring, regs) = (registers.sregs.ss.dpl, registers.regs);
+        if ring == 3 && regs.rip >= USER_HALF {
+            // The kernel's own code, which saves and copies for the program: what is stepped is the program.
+            self.set_flag(id, true)?;
+            return Ok(How::Flag);
+        }
         if ring == 3 {
             self.change_vcpu(vcpu, |vcpu| {
                 vcpu.regs.rflags |= RFLAGS_TF;

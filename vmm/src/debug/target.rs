@@ -163,7 +163,8 @@ impl Target {
 
     /// The thread that a vCPU runs.
     pub fn thread_on(&self, vcpu: usize) -> Option<&Thread> {
-        self.threads.iter().find(|thread| thread.vcpu == Some(vcpu))
+        // From the end: thread 1 may be there for the client only, and then a task on its vCPU comes first.
+        self.threads.iter().rev().find(|thread| thread.vcpu == Some(vcpu))
     }
 
     /// Does something with a vCPU's descriptor.

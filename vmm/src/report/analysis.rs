@@ -207,7 +207,7 @@ impl Analysis {
         if at >= WORST || delay_ns == 0 {
             return;
         }
-        let ready_ns = time - delay_ns;
+        let ready_ns = time.saturating_sub(delay_ns);
         let ran = self.cpus.get(&cpu).map(|state| state.ran_between(ready_ns, time)).unwrap_or_default();
         let instead = ran.into_iter().filter(|(other, _)| *other != Some(task)).take(INSTEAD).map(|(task, ran_ns)| {
             let name = task.map_or_else(|| "idle".to_owned(), |id| self.tasks.label(id));

@@ -52,8 +52,8 @@ impl Cpu {
     fn count(&mut self, ran: Ran) {
         let time = ran.to.saturating_sub(ran.from);
         match ran.task {
-            Some(_) => self.figures.busy_ns += time,
-            None => self.figures.idle_ns += time,
+            Some(_) => self.figures.busy_ns = self.figures.busy_ns.saturating_add(time),
+            None => self.figures.idle_ns = self.figures.idle_ns.saturating_add(time),
         }
     }
 
@@ -63,7 +63,7 @@ impl Cpu {
         for ran in self.history.iter().rev().take_while(|ran| ran.to > from) {
             let time = ran.to.min(to).saturating_sub(ran.from.max(from));
             match found.iter_mut().find(|(task, _)| *task == ran.task) {
-                Some((_, sum)) => *sum += time,
+                Some((_, sum)) => *sum = sum.saturating_add(time),
                 None if time > 0 => found.push((ran.task, time)),
                 None => {}
             }

@@ -85,9 +85,9 @@ impl Task {
     pub(super) fn turn(&mut self, to: Doing, time: u64) -> u64 {
         let lasted = time.saturating_sub(self.since);
         match self.doing {
-            Doing::Running => self.run += lasted,
-            Doing::Ready => self.wait += lasted,
-            Doing::Sleeping => self.sleep += lasted,
+            Doing::Running => self.run = self.run.saturating_add(lasted),
+            Doing::Ready => self.wait = self.wait.saturating_add(lasted),
+            Doing::Sleeping => self.sleep = self.sleep.saturating_add(lasted),
             Doing::Unknown | Doing::Dead => {}
         }
         self.doing = to;
@@ -189,7 +189,7 @@ impl Tasks {
         dead.sort_by_key(|task| std::cmp::Reverse(task.run));
         for task in dead.drain(KEPT.saturating_sub(rest.len()).min(dead.len())..) {
             self.unlisted.tasks += 1;
-            self.unlisted.run_ns += task.run;
+            self.unlisted.run_ns = self.unlisted.run_ns.saturating_add(task.run);
         }
         rest.append(&mut dead);
         rest.sort_by_key(|task| task.serial);

@@ -51,7 +51,7 @@ impl Report {
         if !t.program.is_empty() {
             writeln!(f, "Program: {}", tame(&t.program.join(" ")))?;
         }
-        write!(f, "{} records on {} CPUs over {}", t.records, t.cpus, Span(t.end_ns - t.begin_ns))?;
+        write!(f, "{} records on {} CPUs over {}", t.records, t.cpus, Span(t.end_ns.saturating_sub(t.begin_ns)))?;
         if !t.policy.is_empty() {
             write!(f, ", policy {}", tame(&t.policy))?;
         }
@@ -145,7 +145,7 @@ fn task_line(t: &Task) -> String {
 }
 
 fn cpu_line(c: &Cpu) -> String {
-    let known = c.busy_ns + c.idle_ns;
+    let known = c.busy_ns.saturating_add(c.idle_ns);
     let share = if known == 0 { 0.0 } else { c.busy_ns as f64 * 100.0 / known as f64 };
     let exits: Vec<String> = c.exits.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     format!(
@@ -187,7 +187,7 @@ fn histogram(f: &mut Formatter<'_>, title: &str, d: &Distribution) -> fmt::Resul
 }
 
 fn migrations(f: &mut Formatter<'_>, cpus: u32, migrations: &[Migration]) -> fmt::Result {
-    let total: u64 = migrations.iter().map(|m| m.count).sum();
+    let total: u64 = migrations.iter().map(|m| m.count).fold(0, u64::saturating_add);
     writeln!(f, "\nMigrations: {total}")?;
     if total == 0 {
         return Ok(());

@@ -116,12 +116,23 @@ pub fn arm<'a>(mode: Mode, leftovers: impl IntoIterator<Item = &'a Path>) -> Res
     let programs = Kind::ALL.map(|kind| filter::program(kind, mode)).into_iter().collect::<Result<_, _>>()?;
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| SandboxError::System { what: "can't give up new privileges", source: error.into() })?;
+    one_heap();
     last_words::install().map_err(|source| SandboxError::System { what: "can't handle SIGSYS", source })?;
     let leftovers = leftovers.into_iter().filter_map(|path| CString::new(path.as_os_str().as_bytes()).ok()).collect();
     let main = rustix::thread::gettid().as_raw_nonzero().get();
     // Somebody else of this process may have been faster: his is as good.
     let _ = ARMED.set(Armed { programs, main, leftovers });
     Ok(())
+}
+
+/// glibc opens a file of /proc before it gives back a part of a thread's own heap (malloc/arena.c, `check_may_shrink_heap`); a
+/// confined thread may not. With one heap for all there is none of a thread's own.
+fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt sets a number of the allocator's, under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Confines the calling thread for the rest of its life; nothing if [`arm`] wasn't called, or with [`Mode::Off`].
