@@ -9,11 +9,10 @@
 
 pub mod bus;
 pub mod debug_exit;
-pub mod directory;
-pub mod doorbell;
 pub mod event;
 pub mod milestone;
 pub mod reset;
 pub mod trace_ring;
 pub mod uart;
 pub mod virtio;
+pub mod word_port;

@@ -13,7 +13,9 @@ use taskvisor_devices::event::{EventSender, GuestEvents, guest_events};
 use taskvisor_devices::uart::{Buffering, Uart};
 use taskvisor_devices::virtio::console::Drained;
 use taskvisor_devices::virtio::mmio::MmioTransport;
-use taskvisor_devices::{debug_exit, directory, doorbell, milestone, reset, uart};
+use taskvisor_devices::word_port::{self, WordPort};
+use taskvisor_devices::{debug_exit, milestone, reset, uart};
+use vcpu_sched::directory::{PORT as DIRECTORY, RingHeader};
 use vcpu_sched::requests::DOORBELL as REQUESTS_DOORBELL;
 
 use super::Options;
@@ -88,22 +90,22 @@ pub fn build(
     let recorded = recorder.map(Recorder::directory_listener);
     let told = Arc::new(Told::default());
     let heard = told.clone();
-    let port = directory::DirectoryPort::new(move |page| {
+    let port = WordPort::new(move |page| {
         heard.set(page);
         clock(page);
         if let Some(recorded) = &recorded {
             recorded(page);
         }
     });
-    buses.pio.insert("directory", directory::PORT, directory::LEN, shared(port))?;
+    buses.pio.insert("directory", DIRECTORY.into(), word_port::LEN, shared(port))?;
     if let Some(recorder) = recorder {
-        let bell = doorbell::Doorbell::new(recorder.doorbell_listener());
-        buses.pio.insert("trace doorbell", doorbell::PORT, doorbell::LEN, shared(bell))?;
+        let bell = WordPort::new(recorder.doorbell_listener());
+        buses.pio.insert("trace doorbell", RingHeader::DOORBELL.into(), word_port::LEN, shared(bell))?;
     }
 
     let bell = Bell::default();
-    let answers = doorbell::Doorbell::new(bell.listener());
-    buses.pio.insert("requests doorbell", REQUESTS_DOORBELL.into(), doorbell::LEN, shared(answers))?;
+    let answers = WordPort::new(bell.listener());
+    buses.pio.insert("requests doorbell", REQUESTS_DOORBELL.into(), word_port::LEN, shared(answers))?;
 
     let (mut console, mut virtio) = (None, Vec::new());
     if !serial_console {
