@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -98,8 +98,13 @@ impl Running {
 
     /// Waits for the VMM's end, which something else brings about; its exit code, or 128 and the signal that ended it.
     pub fn wait(&mut self) -> i32 {
-        let status = self.vmm.wait().expect("our own child");
+        let status = self.wait_status();
         status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("it has ended")
+    }
+
+    /// The same, with what ended it told apart.
+    pub fn wait_status(&mut self) -> ExitStatus {
+        self.vmm.wait().expect("our own child")
     }
 
     /// Asks over and over until `seen` is content with what `ctl` prints. For what has no event to wait for.

@@ -87,3 +87,17 @@ fn a_recording_beside_that_of_the_whole_run() {
         assert!(whole.iter().any(|other| same(record, other)), "{record} is in both files");
     }
 }
+
+#[test]
+fn a_machine_that_is_killed_leaves_its_whole_trace_and_nothing_else() {
+    let _beside_others = serial::shared();
+    let dir = TempDir::new();
+    let trace = dir.path().join("killed.jsonl");
+    let Some(mut running) = Running::start_with(1, |_| vec!["--trace".into(), trace.clone().into()]) else { return };
+    let switches = || lines(&trace.display().to_string()).iter().filter(|record| record["kind"] == "switch").count();
+    running.ctl(["kill"]).expect_code(0);
+    // Not by the signal, but in order.
+    assert_eq!(running.wait_status().code(), Some(128 + libc::SIGTERM));
+    assert!(switches() > 0, "what was recorded is in the file");
+    assert!(!running.socket().exists(), "the socket's file should go with the VMM");
+}

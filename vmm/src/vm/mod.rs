@@ -154,6 +154,7 @@ pub struct Vm {
     run_control: RunControl,
     clock: Clock,
     gdb: Option<Listener>,
+    signals: SignalFd,
 }
 
 impl Vm {
@@ -164,6 +165,8 @@ impl Vm {
         if let Some(max) = guest.kernel.max_vcpus().filter(|max| options.vcpus > *max) {
             return Err(VmError::KernelVcpus { have: options.vcpus, max });
         }
+        // Before any thread is made: they inherit the mask, and a signal that finds a thread without it ends the process as it is.
+        let signals = SignalFd::new().map_err(host("can't set up signals"))?;
         let control = options.control.as_deref().map(Listening::bind).transpose()?;
         let gdb = options.gdb.as_ref().map(|gdb| Listener::bind(&gdb.address, gdb.allow_remote)).transpose()?;
         let files =
@@ -230,6 +233,7 @@ impl Vm {
             trace_header,
             fd,
             gdb,
+            signals,
         })
     }
 
@@ -247,8 +251,6 @@ impl Vm {
 
     /// Runs the guest to its end on threads of its own, with the event loop in this one.
     pub fn run(mut self) -> Result<Ended, VmError> {
-        // Before any thread is made: they inherit the mask.
-        let signals = SignalFd::new().map_err(host("can't set up signals"))?;
         kick::install_handler().map_err(host("can't set up signals"))?;
         let console = self.devices.console()?;
         let raw = RawMode::enter(stdin()).map_err(host("can't switch the terminal to raw mode"))?;
@@ -288,7 +290,7 @@ impl Vm {
             guest: self.events,
             outcomes,
             outcome_evt,
-            signals,
+            signals: self.signals,
             timeout: self.options.timeout,
             console,
             ours: self.guest.is_ours(),
