@@ -14,7 +14,7 @@ use crate::cpu;
 use crate::mm::layout::{USER_END, task_slot};
 use crate::mm::{fault, shootdown, user};
 use crate::sched;
-use crate::task::{UserFault, current, work};
+use crate::task::{UserContext, UserFault, current, observers, work};
 use crate::time;
 use crate::trace;
 
@@ -97,25 +97,50 @@ extern "C" fn syscall_from_user(frame: &mut TrapFrame) -> bool {
         && frame.rflags & (RFLAGS_TF | RFLAGS_RF) == 0
 }
 
+/// Inlined into both its callers: it is a quarter of what a call that does nothing costs.
+#[inline(always)]
 fn system_call(frame: &mut TrapFrame) {
+    cpu::count_system_call();
     instr::sti();
-    cpu::this().stats.syscalls.fetch_add(1, Ordering::Relaxed);
-    chaos::point(Point::SyscallEnter);
     let me = current();
-    let Some(user) = me.user() else { panic!("system call of a kernel task") };
-    if debug_port::observes_calls() {
-        debug_port::system_call(frame);
-        let number = frame.rax;
-        user.syscall(frame);
-        debug_port::system_call_return(frame, number);
+    let Some(user) = me.user() else { call_of_nobody() };
+    if observers::any() || debug_port::observes_calls() {
+        observed_call(&**user, frame);
     } else {
         user.syscall(frame);
     }
-    chaos::point(Point::SyscallExit);
     if frame.rflags & RFLAGS_TF != 0 {
-        // The step that went into the call ends where the call does, as on Linux.
-        exception(frame, UserFault::Exception(DEBUG));
+        step_ends(frame);
     }
+}
+
+/// A system call that somebody looks at.
+#[cold]
+#[inline(never)]
+fn observed_call(user: &dyn UserContext, frame: &mut TrapFrame) {
+    chaos::point(Point::SyscallEnter);
+    if debug_port::observes_calls() {
+        debug_port::system_call(frame);
+        let number = frame.rax;
+        user.observed_syscall(frame);
+        debug_port::system_call_return(frame, number);
+    } else {
+        user.observed_syscall(frame);
+    }
+    chaos::point(Point::SyscallExit);
+}
+
+/// The step that went into a system call ends where the call does, as on Linux.
+#[cold]
+#[inline(never)]
+fn step_ends(frame: &mut TrapFrame) {
+    exception(frame, UserFault::Exception(DEBUG));
+}
+
+#[cold]
+#[inline(never)]
+fn call_of_nobody() -> ! {
+    panic!("system call of a kernel task")
 }
 
 fn exception(frame: &mut TrapFrame, fault: UserFault) {

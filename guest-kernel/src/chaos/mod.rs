@@ -22,6 +22,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::boot::cmdline;
 use crate::cpu::{self, MAX_CPUS};
+use crate::task::observers::{self, Observer};
 
 pub use act::{holds_back, send_held};
 
@@ -116,6 +117,7 @@ pub fn start() {
     if WANTED.load(Ordering::Relaxed) {
         clock::start_watch();
         ON.store(true, Ordering::Relaxed);
+        observers::set(Observer::Chaos, true);
         let time = if clock::on() { "virtual" } else { "real" };
         crate::info!("chaos {:#x}, one point in {}, {time} time", seed(), RATE.load(Ordering::Relaxed));
     }

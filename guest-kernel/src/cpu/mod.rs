@@ -149,6 +149,7 @@ pub const OFFSET_EXCURSION_RSP: usize = offset_of!(Cpu, excursion_rsp);
 /// GS offset of the kernel root during an excursion.
 pub const OFFSET_EXCURSION_CR3: usize = offset_of!(Cpu, excursion_cr3);
 const OFFSET_CURRENT: usize = offset_of!(Cpu, current);
+const OFFSET_SYSCALLS: usize = offset_of!(Cpu, stats.syscalls);
 const OFFSET_LOCK_TAG: usize = offset_of!(Cpu, lock_tag);
 
 const _: () = assert!(MAX_CPUS < u8::MAX as usize, "every CPU has a lock tag of its own, none is 0");
@@ -269,6 +270,13 @@ pub fn current_task() -> *mut Task {
     // SAFETY: as in `this`.
     unsafe { asm!("mov {}, gs:[{}]", out(reg) p, const OFFSET_CURRENT, options(nostack, preserves_flags, readonly)) };
     p
+}
+
+/// One more system call, counted by one instruction that no migration can tear.
+#[inline(always)]
+pub fn count_system_call() {
+    // SAFETY: as in `this`; nobody else writes the counter, and others read it as the atomic that it is.
+    unsafe { asm!("inc qword ptr gs:[{}]", const OFFSET_SYSCALLS, options(nostack)) };
 }
 
 /// What a spin lock that this CPU holds has in it: its number and one.

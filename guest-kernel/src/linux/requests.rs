@@ -3,7 +3,6 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use vcpu_sched::requests::message::{Outcome, Refusal, Spawn};
 
@@ -13,11 +12,10 @@ pub use super::process::futex::{own_params, set_params as give_params};
 use super::errno::Errno;
 use super::process::signal::{self, FIRST_REALTIME, SigInfo};
 use super::process::thread_of;
+use super::start as programs;
 use super::start_list::Entry;
-use super::{start as programs, stats, strace, syscall};
 use crate::requests::Ticket;
 use crate::task::Task;
-use crate::trace;
 
 /// Largest signal number.
 const LAST_SIGNAL: u32 = 64;
@@ -38,11 +36,7 @@ pub fn send(task: &Arc<Task>, number: u32, thread_only: bool) -> Outcome {
 }
 
 /// Tracing has begun or ended: system calls are looked at, or not.
-pub fn observe_calls() {
-    let observed = stats::on() || strace::on() || trace::on();
-    // Relaxed: a call more or less is seen at either end.
-    syscall::OBSERVED.store(observed, Ordering::Relaxed);
-}
+pub use super::syscall::observe as observe_calls;
 
 /// Starts a program. The ticket is answered when it is loaded, or can't be.
 pub fn start(spawn: Spawn, ticket: Ticket) {

@@ -4,7 +4,6 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use vcpu_sched::params::{Class, SchedParams};
 use vcpu_sched::requests::message::Streams;
@@ -25,7 +24,6 @@ use crate::mm::{PhysAddr, fault};
 use crate::requests::Ticket;
 use crate::sched;
 use crate::task::{self, Spawn, SpawnUser, Task, current};
-use crate::trace;
 use crate::{console, error};
 
 /// docs/abi.md, "Start list".
@@ -48,8 +46,9 @@ fn milestone(n: u8) {
 pub fn start(archive: (PhysAddr, u64)) {
     fs::init(archive);
     fault::set_out_of_memory_handler(out_of_memory::make_room);
-    let (counted, traced) = (stats::init(), strace::init());
-    syscall::OBSERVED.store(counted || traced || trace::on(), Ordering::Relaxed);
+    stats::init();
+    strace::init();
+    syscall::observe();
     let list = match read_list() {
         Ok(l) => l,
         Err(SyntaxError(line, why)) => {

@@ -17,11 +17,9 @@ static CALLS: [AtomicU64; names::LIMIT + 1] = [const { AtomicU64::new(0) }; name
 /// Those of them that this kernel doesn't have.
 static UNKNOWN: [AtomicU64; names::LIMIT + 1] = [const { AtomicU64::new(0) }; names::LIMIT + 1];
 
-/// Reads the command line. Returns whether calls are to be counted.
-pub fn init() -> bool {
-    let on = cmdline::flag("stats");
-    ON.store(on, Ordering::Relaxed);
-    on
+/// Reads the command line.
+pub fn init() {
+    ON.store(cmdline::flag("stats"), Ordering::Relaxed);
 }
 
 /// Whether they are counted.

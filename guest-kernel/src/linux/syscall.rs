@@ -1,9 +1,9 @@
 //! System calls by number: the one place that knows which function carries out which call.
 //!
 //! The way in is short: number and arguments from the frame, one jump table, the result into the frame. Tracing and counting
-//! stand aside of it behind one flag.
+//! stand aside of it, in a way in of their own.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::errno::{Errno, SysResult};
 use super::process::{
@@ -12,22 +12,38 @@ use super::process::{
 use super::{fs, random, stats, strace};
 use crate::arch::trap_entry::TrapFrame;
 use crate::sched;
+use crate::task::observers::{self, Observer};
 use crate::task::{current, work};
 use crate::trace;
 
-/// Calls are traced or counted.
-pub static OBSERVED: AtomicBool = AtomicBool::new(false);
+/// Tells whether this layer wants to look at calls: they are counted, printed or recorded, or no longer.
+pub fn observe() {
+    observers::set(Observer::Layer, stats::on() || strace::on() || trace::on());
+}
 
 /// A system call of the running thread.
 #[inline(always)]
 pub fn enter(thread: &Thread, frame: &mut TrapFrame) {
-    let nr = frame.rax;
-    let args = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
-    let result = if OBSERVED.load(Ordering::Relaxed) {
-        observed(thread, frame, nr, &args)
-    } else {
-        dispatch(thread, frame, nr, &args)
-    };
+    let (nr, args) = call_of(frame);
+    let result = dispatch(thread, frame, nr, &args);
+    leave(thread, frame, result);
+}
+
+/// The same where somebody looks at calls.
+pub fn enter_observed(thread: &Thread, frame: &mut TrapFrame) {
+    let (nr, args) = call_of(frame);
+    let result = observed(thread, frame, nr, &args);
+    leave(thread, frame, result);
+}
+
+/// Number and arguments.
+#[inline(always)]
+fn call_of(frame: &TrapFrame) -> (u64, [u64; 6]) {
+    (frame.rax, [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9])
+}
+
+#[inline(always)]
+fn leave(thread: &Thread, frame: &mut TrapFrame, result: SysResult) {
     match result {
         Ok(v) if !thread.mask_is_saved.load(Ordering::Relaxed) => frame.rax = v,
         r => leave_slowly(thread, frame, r),
@@ -62,7 +78,6 @@ fn leave_slowly(thread: &Thread, frame: &mut TrapFrame, result: SysResult) {
     }
 }
 
-#[cold]
 fn observed(thread: &Thread, frame: &mut TrapFrame, nr: u64, args: &[u64; 6]) -> SysResult {
     stats::count(nr);
     trace::syscall_enter(nr, args[0]);

@@ -8,6 +8,7 @@
 pub mod current;
 pub mod listing;
 mod name;
+pub mod observers;
 pub mod table;
 mod view;
 
@@ -44,6 +45,8 @@ use crate::trace;
 pub trait UserContext: Send + Sync {
     /// A system call: numbers and arguments in the frame, the result goes there too.
     fn syscall(&self, frame: &mut TrapFrame);
+    /// The same while somebody looks at calls ([`observers`]): the layer's own lookers see it.
+    fn observed_syscall(&self, frame: &mut TrapFrame);
     /// An exception in ring 3 that the kernel itself doesn't resolve.
     fn exception(&self, frame: &mut TrapFrame, fault: UserFault);
     /// [`Task::work`] is set: something to do before the task sees ring 3 again.

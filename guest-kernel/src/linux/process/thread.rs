@@ -151,6 +151,10 @@ impl UserContext for Thread {
         syscall::enter(self, frame);
     }
 
+    fn observed_syscall(&self, frame: &mut TrapFrame) {
+        syscall::enter_observed(self, frame);
+    }
+
     fn exception(&self, frame: &mut TrapFrame, fault: UserFault) {
         super::fault::exception(self, frame, fault);
     }

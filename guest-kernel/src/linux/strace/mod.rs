@@ -54,11 +54,9 @@ pub struct Call {
     rest: &'static [u8],
 }
 
-/// Reads the command line. Returns whether calls are to be traced.
-pub fn init() -> bool {
-    let on = cmdline::flag("strace");
-    ON.store(on, Ordering::Relaxed);
-    on
+/// Reads the command line.
+pub fn init() {
+    ON.store(cmdline::flag("strace"), Ordering::Relaxed);
 }
 
 /// Whether calls are traced.
