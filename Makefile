@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint mutants soak fuzz man clean
+.PHONY: help setup demo test release test-binaries bench lint mutants soak fuzz man clean
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -21,8 +21,14 @@ demo: ## build everything and run real programs in a guest with two vCPUs
 
 test: ## all tests: units, whole system on KVM, the same kernel under QEMU
 	@resources/setup.sh build test
-	@$(CARGO) build --release --locked -p taskvisor
+	@$(MAKE) --no-print-directory -j2 release test-binaries
 	@tests/run.sh
+
+# The two share nothing but the guest's directory, which is locked. Each cargo has its own jobs, not make's.
+release:
+	@MAKEFLAGS= $(CARGO) build --release --locked -p taskvisor
+test-binaries:
+	@MAKEFLAGS= $(CARGO) test --locked --workspace --no-run
 
 bench: ## counts and times, each beside its counterpart; writes target/bench.json
 	@resources/setup.sh build test bench
