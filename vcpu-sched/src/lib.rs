@@ -1,9 +1,10 @@
 //! The scheduling core of Taskvisor: decisions without mechanism.
 //!
 //! The guest kernel supplies what only a kernel can (stack switch, IPI, timer, interrupt state); this crate supplies
-//! what can be reasoned about and tested on any host. It is `no_std`, has no `unsafe` and no dependency, and knows
-//! neither KVM nor paging. The guest kernel runs it in ring 0, which on some hosts is interpreted at about 1.4 million
-//! instructions a second: every function that runs at a switch or a wake-up is therefore short and doesn't divide.
+//! what can be reasoned about and tested on any host. It is `no_std`, has no dependency, and knows neither KVM nor paging;
+//! `unsafe` is refused everywhere but in [`runtime`]. The guest kernel runs it in ring 0, which on some hosts is interpreted
+//! at about 1.4 million instructions a second: every function that runs at a switch or a wake-up is therefore short and
+//! doesn't divide.
 //!
 //! | module | what lives there | on the hot path |
 //! | --- | --- | --- |
@@ -26,6 +27,7 @@
 //! | [`taskview`] | where in it tasks and CPUs are found | no |
 //! | [`requests`] | what a VMM asks of its guest | no |
 //! | [`delegation`] | scheduling from outside the guest: the memory, the messages, the commits | with an agent |
+//! | [`runtime`] | futures as tasks: their life, queues, executors | with tasks |
 //! | [`taskdebug`] | how a guest lets its VMM debug programs | no |
 //!
 //! # Three rules that hold everywhere
@@ -35,7 +37,7 @@
 //!    queues it. The state's compare-and-swap decides who that is.
 //! 3. Every enqueue on another CPU's queue kicks that CPU ([`cpu::sleep`]) afterwards.
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 extern crate alloc;
 #[cfg(test)]
@@ -58,6 +60,7 @@ pub mod placement;
 pub mod policy;
 pub mod requests;
 pub mod runqueue;
+pub mod runtime;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod sync;

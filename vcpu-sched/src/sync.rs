@@ -2,9 +2,18 @@
 //! an atomic type, so that every atomic of the crate is seen by the models.
 
 #[cfg(not(all(test, loom)))]
-pub(crate) use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 #[cfg(all(test, loom))]
-pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// Between two looks at something that another CPU will change.
+#[inline(always)]
+pub(crate) fn relax() {
+    #[cfg(not(all(test, loom)))]
+    core::hint::spin_loop();
+    #[cfg(all(test, loom))]
+    loom::thread::yield_now();
+}
 
 /// A constructor that is `const` everywhere but in a loom model, whose atomics must be registered at run time.
 macro_rules! const_new {
