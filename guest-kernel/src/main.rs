@@ -94,6 +94,7 @@ extern "C" fn second_stage() -> ! {
     cpu::view::show();
     arch::debug_port::show();
     requests::init();
+    sched::delegated::init();
     time::show();
     directory::publish();
     chaos::start();

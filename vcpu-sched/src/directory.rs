@@ -74,6 +74,8 @@ pub enum EntryKind {
     Debug = 9,
     /// The clock page, see `clock::page`.
     Clock = 8,
+    /// Memory of enclave `index`, see [`delegation`](crate::delegation).
+    Enclave = 10,
     /// The mailbox, see [`requests`](crate::requests).
     Mailbox = 5,
 }

@@ -37,8 +37,10 @@ pub enum Rank {
     Deadline = 1,
     /// [`policy::realtime`](crate::policy::realtime).
     Realtime = 2,
+    /// [`policy::delegated`](crate::policy::delegated).
+    Delegated = 3,
     /// What was chosen at boot: [`PolicyKind`](crate::runqueue::PolicyKind).
-    Normal = 3,
+    Normal = 4,
 }
 
 impl Rank {
@@ -48,6 +50,7 @@ impl Rank {
             0 => Self::Stop,
             1 => Self::Deadline,
             2 => Self::Realtime,
+            3 => Self::Delegated,
             _ => Self::Normal,
         }
     }
@@ -261,7 +264,7 @@ impl SchedEntity {
             Rank::Stop => Level::STOP,
             Rank::Deadline => Level::DEADLINE,
             Rank::Realtime => Level::realtime(self.rt_priority()),
-            Rank::Normal => Level::NORMAL,
+            Rank::Delegated | Rank::Normal => Level::NORMAL,
         }
     }
 
@@ -275,6 +278,24 @@ impl SchedEntity {
     #[inline]
     pub fn policy_number(&self) -> u32 {
         self.params.policy.get().into()
+    }
+
+    /// Does it want to be scheduled from outside? What was asked for last counts.
+    #[inline(always)]
+    pub fn wants_delegation(&self) -> bool {
+        self.wanted.policy.get() == number::EXT as u8
+    }
+
+    /// Was it put where it is by an enclave? For the holder of its queue's lock.
+    #[inline(always)]
+    pub fn is_delegated(&self) -> bool {
+        self.placed() == Rank::Delegated
+    }
+
+    /// It waits in an enclave from now on, whose lock is held. What entering a queue is elsewhere.
+    #[inline]
+    pub fn note_waiting(&self, first: bool, woken: bool, now: Nanos) {
+        self.note_queued(first, woken, now);
     }
 
     /// What it is promised as a deadline task: runtime, deadline, period; zeroes if it is none.
@@ -431,6 +452,7 @@ impl ParamCells {
             Class::Normal => (number::NORMAL as u8, 0, [0; 3]),
             Class::Batch => (number::BATCH as u8, 0, [0; 3]),
             Class::Idle => (number::IDLE as u8, 0, [0; 3]),
+            Class::Delegated => (number::EXT as u8, 0, [0; 3]),
         }
     }
 
@@ -467,6 +489,7 @@ impl ParamCells {
             number::RR => Class::RoundRobin(rt()),
             number::BATCH => Class::Batch,
             number::IDLE => Class::Idle,
+            number::EXT => Class::Delegated,
             number::DEADLINE => {
                 let [runtime, deadline, period] = [0, 1, 2].map(|i| Nanos(self.dl[i].get()));
                 DeadlineParams::new(runtime, deadline, period).map_or(Class::Normal, Class::Deadline)
@@ -496,7 +519,8 @@ impl Derived {
             Class::Stop => Rank::Stop,
             Class::Deadline(_) => Rank::Deadline,
             Class::Fifo(_) | Class::RoundRobin(_) => Rank::Realtime,
-            Class::Normal | Class::Batch | Class::Idle => Rank::Normal,
+            // Delegated tasks too: see `RunQueue::pick_delegated` for when they are more.
+            Class::Normal | Class::Batch | Class::Idle | Class::Delegated => Rank::Normal,
         };
         let weight = match params.class {
             Class::Idle => weight::IDLE,

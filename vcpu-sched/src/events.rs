@@ -206,6 +206,8 @@ pub enum MigrateReason {
     Balance = 3,
     /// A real-time or deadline task was pushed to a CPU that runs something lower.
     Push = 4,
+    /// An agent outside of the kernel wanted it there, or has gone.
+    Delegated = 5,
 }
 
 /// What a task waits for.

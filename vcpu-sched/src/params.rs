@@ -23,6 +23,8 @@ pub mod number {
     pub const IDLE: u32 = 5;
     /// `SCHED_DEADLINE`.
     pub const DEADLINE: u32 = 6;
+    /// `SCHED_EXT`: scheduled from outside of the kernel; here by the agent of an enclave.
+    pub const EXT: u32 = 7;
     /// The stop class in trace records: no program can ask for it.
     pub const STOP: u32 = 255;
 }
@@ -240,6 +242,8 @@ pub enum Class {
     Batch,
     /// Takes what others leave.
     Idle,
+    /// Run where and when an agent says ([`delegation`](crate::delegation)); an ordinary task while there is no agent.
+    Delegated,
 }
 
 /// How a task wants to be scheduled.
@@ -298,6 +302,7 @@ impl SchedParams {
             number::NORMAL => Class::Normal,
             number::BATCH => Class::Batch,
             number::IDLE => Class::Idle,
+            number::EXT => Class::Delegated,
             number::DEADLINE => {
                 match DeadlineParams::new(Nanos(attr.runtime), Nanos(attr.deadline), Nanos(attr.period)) {
                     Ok(params) => Class::Deadline(params),
@@ -310,7 +315,7 @@ impl SchedParams {
             return Err(bad_priority);
         }
         let slice = match class {
-            Class::Normal | Class::Batch | Class::Idle => Slice::clamped(Nanos(attr.runtime)),
+            Class::Normal | Class::Batch | Class::Idle | Class::Delegated => Slice::clamped(Nanos(attr.runtime)),
             _ => None,
         };
         let reset_on_fork = attr.flags & FLAG_RESET_ON_FORK != 0;
@@ -334,7 +339,7 @@ impl SchedParams {
                 (attr.runtime, attr.deadline, attr.period) = (p.runtime.0, p.deadline.0, p.period.0);
             }
             Class::Fifo(p) | Class::RoundRobin(p) => attr.priority = p.0 as u32,
-            Class::Normal | Class::Batch | Class::Idle => {
+            Class::Normal | Class::Batch | Class::Idle | Class::Delegated => {
                 attr.nice = self.nice.0 as i32;
                 attr.runtime = match self.slice {
                     Some(slice) => slice.0.0,
@@ -362,6 +367,7 @@ impl SchedParams {
             Class::Normal => number::NORMAL,
             Class::Batch => number::BATCH,
             Class::Idle => number::IDLE,
+            Class::Delegated => number::EXT,
         }
     }
 
@@ -370,7 +376,7 @@ impl SchedParams {
         let prio = match self.class {
             Class::Stop | Class::Deadline(_) => 0,
             Class::Fifo(p) | Class::RoundRobin(p) => 99 - p.0,
-            Class::Normal | Class::Batch | Class::Idle => (120 + self.nice.0 as i16) as u8,
+            Class::Normal | Class::Batch | Class::Idle | Class::Delegated => (120 + self.nice.0 as i16) as u8,
         };
         ClassTag { prio, policy: self.policy_number() as u8 }
     }
@@ -416,6 +422,7 @@ mod tests {
             (SchedAttr { nice: -7, ..attr(0, 0) }, SchedAttr { nice: -7, runtime: DEFAULT.0, ..attr(0, 0) }),
             (SchedAttr { nice: 99, runtime: 1, ..attr(3, 0) }, SchedAttr { nice: 19, runtime: 100_000, ..attr(3, 0) }),
             (SchedAttr { runtime: u64::MAX, ..attr(5, 0) }, SchedAttr { runtime: 100_000_000, ..attr(5, 0) }),
+            (SchedAttr { nice: 3, ..attr(7, 0) }, SchedAttr { nice: 3, runtime: DEFAULT.0, ..attr(7, 0) }),
             (attr(1, 99), attr(1, 99)),
             (SchedAttr { flags: 1, ..attr(2, 1) }, SchedAttr { flags: 1, ..attr(2, 1) }),
             (
@@ -436,7 +443,7 @@ mod tests {
         for policy in [0, 3, 5] {
             assert_eq!(SchedParams::from_attr(&attr(policy, 1)), Err(ParamError::Priority { policy, priority: 1 }));
         }
-        for policy in [4, 7, 255, u32::MAX] {
+        for policy in [4, 8, 255, u32::MAX] {
             assert_eq!(SchedParams::from_attr(&attr(policy, 0)), Err(ParamError::Policy(policy)));
         }
         assert_eq!(SchedParams::from_attr(&SchedAttr { flags: 2, ..attr(0, 0) }), Err(ParamError::Flags(2)));

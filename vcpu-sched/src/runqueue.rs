@@ -29,6 +29,7 @@ use crate::entity::{Entity, Rank};
 use crate::ids::{CpuId, Nanos, TaskId};
 use crate::params::SchedParams;
 use crate::policy::deadline::Deadline;
+use crate::policy::delegated::Delegated;
 use crate::policy::fair::{self, Fair};
 use crate::policy::ordered::{Measure, Ordered};
 use crate::policy::realtime::Realtime;
@@ -130,6 +131,10 @@ macro_rules! in_class {
                 let $policy = &mut $queue.realtime;
                 $call
             }
+            Rank::Delegated => {
+                let $policy = &mut $queue.delegated;
+                $call
+            }
             Rank::Deadline => {
                 let $policy = &mut $queue.deadline;
                 $call
@@ -149,6 +154,10 @@ macro_rules! look_in_class {
             Rank::Normal => normal!(&$queue.normal, $policy => $call),
             Rank::Realtime => {
                 let $policy = &$queue.realtime;
+                $call
+            }
+            Rank::Delegated => {
+                let $policy = &$queue.delegated;
                 $call
             }
             Rank::Deadline => {
@@ -178,6 +187,7 @@ pub struct RunQueue<E> {
     stop: Stop<E>,
     deadline: Deadline<E>,
     realtime: Realtime<E>,
+    delegated: Delegated<E>,
     normal: Normal<E>,
 }
 
@@ -205,6 +215,7 @@ impl<E: Entity> RunQueue<E> {
             stop: Stop::new(),
             deadline: Deadline::new(),
             realtime: Realtime::new(),
+            delegated: Delegated::new(),
             normal,
         }
     }
@@ -297,11 +308,33 @@ impl<E: Entity> RunQueue<E> {
 
     fn pick_above(&mut self, now: Nanos) -> Option<E> {
         let task = match self.stop.pick_next(now) {
-            None => self.deadline.pick_next(now).or_else(|| self.realtime.pick_next(now)),
+            None => {
+                let promised = self.deadline.pick_next(now).or_else(|| self.realtime.pick_next(now));
+                promised.or_else(|| self.delegated.pick_next(now))
+            }
             found => found,
         }?;
         self.above -= 1;
         Some(task)
+    }
+
+    /// A task that an enclave has chosen for this CPU is current from now on: what [`pick_next`](Self::pick_next) is for a
+    /// task of a queue. Only while [`waits_above_delegated`](Self::waits_above_delegated) is false.
+    pub fn pick_delegated(&mut self, task: &E, now: Nanos) {
+        let sched = task.sched();
+        if sched.enter_queue(self.cpu) {
+            sched.apply(self.slice);
+        }
+        sched.placed.set(Rank::Delegated as u8);
+        self.current = Some(task.id());
+        self.picked = now;
+        sched.note_picked(self.cpu, now);
+    }
+
+    /// Does a task wait here that goes before those of enclaves, and may run now?
+    #[inline]
+    pub fn waits_above_delegated(&self) -> bool {
+        self.waits_above(Rank::Delegated)
     }
 
     /// The current task leaves the CPU, see [`Policy::put_prev`].
@@ -347,6 +380,8 @@ impl<E: Entity> RunQueue<E> {
             Some(Rank::Deadline)
         } else if !self.realtime.is_empty() {
             Some(Rank::Realtime)
+        } else if !self.delegated.is_empty() {
+            Some(Rank::Delegated)
         } else if normal!(&self.normal, policy => policy.is_empty()) {
             None
         } else {
@@ -400,7 +435,11 @@ impl<E: Entity> RunQueue<E> {
     #[inline]
     pub fn len(&self) -> usize {
         let normal = normal!(&self.normal, policy => policy.len());
-        if self.above == 0 { normal } else { normal + self.stop.len() + self.deadline.len() + self.realtime.len() }
+        if self.above == 0 { normal } else { self.len_above() + normal }
+    }
+
+    fn len_above(&self) -> usize {
+        self.stop.len() + self.deadline.len() + self.realtime.len() + self.delegated.len()
     }
 
     /// Is no task queued that may run now?

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use toml_writer::{ToTomlValue, TomlStringBuilder};
 
@@ -227,6 +228,8 @@ pub struct KernelKeys<'a> {
     pub trace: bool,
     /// `mailbox=1`.
     pub mailbox: bool,
+    /// `enclave=1 delegate=all`, with this timeout.
+    pub delegate: Option<Duration>,
     /// `virtio_mmio.device`: size, base, GSI.
     pub virtio: Option<(u64, u64, u32)>,
 }
@@ -255,6 +258,9 @@ impl KernelKeys<'_> {
         }
         if self.mailbox && !sets(user, "mailbox") {
             words.push("mailbox=1".into());
+        }
+        if let Some(timeout) = self.delegate {
+            words.push(format!("enclave=1 delegate=all enclave_timeout_ms={}", timeout.as_millis()));
         }
         if let Some((size, base, gsi)) = self.virtio {
             words.push(format!("virtio_mmio.device={}K@{base:#x}:{gsi}", size >> 10));
@@ -286,12 +292,13 @@ mod tests {
             stats: false,
             trace: true,
             mailbox: true,
+            delegate: Some(Duration::from_secs(3)),
             virtio: Some((0x1000, 0xd000_0000, 5)),
         };
         assert_eq!(
             keys.cmdline("test=mm"),
             "log_level=warn quirks=pf_syscall,slow_ring0 tty=02 winsize=120x40 strace=1 \
-             trace=drain mailbox=1 virtio_mmio.device=4K@0xd0000000:5 test=mm"
+             trace=drain mailbox=1 enclave=1 delegate=all enclave_timeout_ms=3000 virtio_mmio.device=4K@0xd0000000:5 test=mm"
         );
         assert!(!keys.cmdline("quirks=").contains("pf_syscall"));
         assert!(!keys.cmdline("trace=ring").contains("drain"));

@@ -13,6 +13,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod debug;
+pub mod delegate;
 pub mod end;
 pub mod event_loop;
 pub mod footprint;

@@ -264,6 +264,7 @@ fn interrupt(v: u8) {
             trace::ipi_received(v);
             me.stats.reschedule_ipis.fetch_add(1, Ordering::Relaxed);
             sched::rearm(me);
+            sched::delegated::kicked(me);
         }
         vector::IPI_SHOOTDOWN => {
             apic::end_of_interrupt();

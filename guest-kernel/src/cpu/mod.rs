@@ -107,6 +107,10 @@ pub struct Cpu {
     pub leaving: AtomicPtr<Task>,
     /// It wants to run elsewhere. Own CPU, interrupts off.
     pub forward: AtomicBool,
+    /// It gave way of its own will. Own CPU, interrupts off; see `sched::delegated`.
+    pub gave_way: AtomicBool,
+    /// When this CPU must look into the enclave, in TSC ticks; 0: need not. Own CPU, interrupts off.
+    pub watch_at: AtomicU64,
     /// The task that was picked last; null: the idle task. Written with the run queue locked, so that who holds that lock knows
     /// whether a task is queued here, runs here (or is about to), or neither; `current` follows a moment later.
     pub chosen: AtomicPtr<Task>,
@@ -184,6 +188,8 @@ impl Cpu {
             ring3_list: AtomicU64::new(0),
             leaving: AtomicPtr::new(core::ptr::null_mut()),
             forward: AtomicBool::new(false),
+            gave_way: AtomicBool::new(false),
+            watch_at: AtomicU64::new(0),
             chosen: AtomicPtr::new(core::ptr::null_mut()),
             level: AtomicU8::new(Level::IDLE.get()),
             waiting_realtime: AtomicU8::new(0),

@@ -106,6 +106,8 @@ fn spawn(start: Start, files: fs::FsContext) -> Result<(), Errno> {
     if asked_for {
         // Until its program is loaded: the slot must come back, however busy the programs keep the CPUs.
         task.sched.request(&SchedParams::of_class(Class::Stop));
+    } else {
+        task.sched.request(&sched::delegated::initial_params());
     }
     process.signals.lock().threads.push(task.clone());
     table::insert(&process);
@@ -137,7 +139,7 @@ extern "C" fn first_steps(argument: usize) -> ! {
     drop(entry);
     if let Some(ticket) = ticket {
         // From here on it is like any other; an ordinary task has no budget that could be refused.
-        let _ = sched::set_params(&me.to_arc(), &SchedParams::NORMAL);
+        let _ = sched::set_params(&me.to_arc(), &sched::delegated::initial_params());
         ticket.answer(Ok(u64::from(thread.process.pid)));
     }
     if thread.process.pid == 1 {

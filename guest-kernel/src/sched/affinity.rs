@@ -22,7 +22,7 @@ use vcpu_sched::policy::deadline::Overcommitted;
 use vcpu_sched::task::state::State;
 
 use super::place::{self, Why};
-use super::{Queue, params, with_queue_of};
+use super::{Queue, delegated, params, with_queue_of};
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
 use crate::task::{Task, TaskRef, current};
@@ -46,6 +46,7 @@ enum Then {
 /// [`Overcommitted`]: a deadline task whose budget no CPU of the mask can pay. Nothing has changed then.
 pub fn set_affinity(task: &Arc<Task>, mask: &CpuMask) -> Result<(), Overcommitted> {
     params::readmit(task, mask)?;
+    delegated::set_allowed(task, mask);
     record(task);
     settle(task);
     Ok(())

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::place;
+use super::{delegated, place};
 use crate::arch::instr;
 use crate::chaos;
 use crate::cpu;
@@ -20,7 +20,7 @@ pub fn run() -> ! {
         let me = cpu::this();
         // The race with a remote enqueue is decided in `SleepState`: either the waker sees that we sleep and sends an
         // interrupt, or we see its kick here and look again.
-        if me.need_resched.load(Ordering::Relaxed) || !me.sleep.prepare_idle() {
+        if me.need_resched.load(Ordering::Relaxed) || !me.sleep.prepare_idle() || delegated::is_asked(me) {
             me.sleep.leave_idle();
             sched::yield_now();
             instr::sti();

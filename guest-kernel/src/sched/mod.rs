@@ -14,6 +14,7 @@
 //! | `balance` | taking work from other CPUs |
 //! | `affinity` | where a task may run, changed while it is queued, runs or sleeps |
 //! | `params` | how a task is scheduled, changed likewise; what deadline tasks were promised |
+//! | `delegated` | tasks that an agent outside of the kernel schedules |
 //! | `suspend` | tasks that somebody outside holds off their programs |
 //! | `tick` | the end of a slice |
 //! | `idle` | nothing to do |
@@ -25,6 +26,7 @@
 
 mod affinity;
 mod balance;
+pub mod delegated;
 pub mod idle;
 mod params;
 mod place;
@@ -147,6 +149,7 @@ pub fn start(task: Arc<Task>) {
     affinity::record(&task);
     let _irq = IrqGuard::new();
     if let Ok(Action::Enqueue) = task.state.apply(Event::Start) {
+        let Some(TaskRef(task)) = delegated::take(TaskRef(task), place::Why::New) else { return };
         let me = cpu::this();
         let target = if cpu::count() == 1 {
             me.id

@@ -13,7 +13,7 @@ use vcpu_sched::ids::CpuId;
 use vcpu_sched::params::{Class, DeadlineParams, SchedParams};
 use vcpu_sched::policy::deadline::{Budget, Overcommitted, choose_cpu};
 
-use super::{Queue, affinity, place, tick, with_queue_of};
+use super::{Queue, affinity, delegated, place, tick, with_queue_of};
 use crate::cpu::{self, Cpu, MAX_CPUS};
 use crate::sync::SpinLock;
 use crate::task::{Task, table};
@@ -41,6 +41,7 @@ pub fn set_params(task: &Arc<Task>, new: &SchedParams) -> Result<(), Overcommitt
     if let Some(c) = kick.and_then(cpu::get) {
         place::kick_now(c);
     }
+    delegated::set_params(task, new);
     affinity::settle(task);
     Ok(())
 }

@@ -23,7 +23,7 @@ use vcpu_sched::policy::EnqueueReason;
 use vcpu_sched::task::state::{Action, Event};
 use vcpu_sched::topology::Topology;
 
-use super::{Queue, balance, tick};
+use super::{Queue, balance, delegated, tick};
 use crate::arch::{apic, descriptors::vector, fpu};
 use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu};
@@ -77,7 +77,7 @@ impl CpuView for View {
 #[inline(always)]
 pub(super) fn level_of(task: &Task) -> Level {
     match task.sched.rank() {
-        Rank::Normal => Level::NORMAL,
+        Rank::Delegated | Rank::Normal => Level::NORMAL,
         Rank::Realtime => Level::realtime(task.sched.rt_priority()),
         Rank::Deadline => Level::DEADLINE,
         Rank::Stop => Level::STOP,
@@ -116,6 +116,7 @@ pub fn wake(task: &Arc<Task>) -> bool {
 /// Puts a ready task that is in no queue into one.
 pub(super) fn place(task: TaskRef, why: Why) {
     let _irq = IrqGuard::new();
+    let Some(task) = delegated::take(task, why) else { return };
     let me = cpu::this();
     let last = CpuId(task.cpu.load(Ordering::Relaxed));
     let target = if is_tied(&task) {
@@ -308,7 +309,7 @@ pub(super) fn leave_idle(me: &Cpu) {
 
 /// The task enters a CPU's queue, which is locked. Where it was before.
 #[inline(always)]
-fn note_cpu(task: &Task, to: CpuId) -> CpuId {
+pub(super) fn note_cpu(task: &Task, to: CpuId) -> CpuId {
     let from = task.cpu.load(Ordering::Relaxed);
     if from != to.0 {
         task.cpu.store(to.0, Ordering::Relaxed);

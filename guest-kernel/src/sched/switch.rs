@@ -15,7 +15,7 @@ use vcpu_sched::policy::{EnqueueReason, PutReason};
 use vcpu_sched::task::state::{Action, Event, State};
 
 use super::place::{self, Why};
-use super::{Queue, balance, load_fs_base, tick, with_queue_of};
+use super::{Queue, balance, delegated, load_fs_base, tick, with_queue_of};
 use crate::arch::{fpu, instr, switch};
 use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu, shown};
@@ -74,6 +74,11 @@ fn put_prev(me: &Cpu, prev: &Task, rq: &mut Queue, event: Event, now: Nanos) -> 
             };
             add(if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary }, 1);
             rq.put_prev(&held, put, now);
+            if delegated::leaves(prev) {
+                me.gave_way.store(yields, Ordering::Relaxed);
+                me.forward.store(true, Ordering::Relaxed);
+                return Left { queued: false, state: State::Ready };
+            }
             if prev.allowed_on(me.id) {
                 rq.enqueue(core::mem::ManuallyDrop::into_inner(held), why, now);
                 return Left { queued: true, state: State::Ready };
@@ -118,6 +123,15 @@ fn go_on(
             if let Some(from) = balance::realtime_source(me, rq.highest_realtime()) {
                 rq = unlocked(me, rq, prev, &mut left, |me, own| balance::pull_realtime(me, from, own));
             }
+        }
+        let may_keep = me.forward.load(Ordering::Relaxed) && !me.gave_way.load(Ordering::Relaxed);
+        if let Some(t) = delegated::pick(me, &mut rq, prev, may_keep, now) {
+            if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
+                // It goes on.
+                me.forward.store(false, Ordering::Relaxed);
+            }
+            (settled, normal) = (false, false);
+            break Some(t);
         }
         normal = rq.has_only_normal();
         let Some(t) = rq.pick_next(now) else {
@@ -211,7 +225,7 @@ fn go_on(
     }
     let gone = if left.queued || was_idle { core::ptr::null_mut() } else { core::ptr::from_ref(prev).cast_mut() };
     me.leaving.store(gone, Ordering::Relaxed);
-    if !left.queued && me.forward.load(Ordering::Relaxed) {
+    if !left.queued && (me.forward.load(Ordering::Relaxed) || delegated::roams(prev)) {
         fpu::flush_live(me, prev);
     }
     if cpu::count() > 1 {
@@ -322,10 +336,13 @@ fn finish_switch() {
 fn let_go(me: &Cpu, prev: *mut Task) {
     me.leaving.store(core::ptr::null_mut(), Ordering::Relaxed);
     // SAFETY: the reference that `current` held until the switch.
-    let prev = unsafe { Arc::from_raw(prev.cast_const()) };
-    if me.forward.load(Ordering::Relaxed) {
-        me.forward.store(false, Ordering::Relaxed);
-        place::place(TaskRef(prev), Why::Migrate(MigrateReason::Affinity));
+    let prev = TaskRef(unsafe { Arc::from_raw(prev.cast_const()) });
+    let forward = me.forward.load(Ordering::Relaxed);
+    me.forward.store(false, Ordering::Relaxed);
+    if let Some(prev) = delegated::left(me, prev, forward)
+        && forward
+    {
+        place::place(prev, Why::Migrate(MigrateReason::Affinity));
     }
 }
 

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use vcpu_sched::ids::Nanos;
 
-use super::{Queue, balance, place};
+use super::{Queue, balance, delegated, place};
 use crate::cpu::Cpu;
 use crate::task::TaskRef;
 use crate::time;
@@ -19,16 +19,18 @@ pub(super) fn next_look(cpu: &Cpu, rq: &Queue, running: Option<&TaskRef>) -> u64
         Some(slice) => cpu.picked_at.load(Ordering::Relaxed).saturating_add(cpu.clock.span_ticks(slice)),
         None => u64::MAX,
     };
-    match rq.next_event() {
+    let look = match rq.next_event() {
         Some(event) => slice.min(time::tsc_at(event)),
         None => slice,
-    }
+    };
+    delegated::cap(cpu, look)
 }
 
 /// [`next_look`] for an ordinary task that was picked at the TSC value `picked` from a queue that holds only such.
 #[inline(always)]
 pub(super) fn first_look(cpu: &Cpu, rq: &Queue, running: &TaskRef, picked: u64) -> u64 {
-    rq.normal_slice(running).map_or(u64::MAX, |slice| picked.saturating_add(cpu.clock.span_ticks(slice)))
+    let look = rq.normal_slice(running).map_or(u64::MAX, |slice| picked.saturating_add(cpu.clock.span_ticks(slice)));
+    delegated::cap(cpu, look)
 }
 
 /// The timer has fired, or should have. Own CPU, interrupts off.
@@ -54,6 +56,9 @@ pub fn timer(me: &Cpu) {
         over
     };
     trace::tick(over);
+    if delegated::exists() {
+        delegated::tick(me, time::tsc());
+    }
     if me.nr_running.load(Ordering::Relaxed) > 1 {
         balance::spread(me);
     }

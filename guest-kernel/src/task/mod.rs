@@ -111,6 +111,8 @@ pub struct Task {
     pub suspension: Suspension,
     /// FPU save area; kernel tasks have none.
     pub fpu: Option<fpu::Area>,
+    /// Its seat in the enclave, or `sched::delegated::NO_SEAT`. Written with the enclave locked.
+    pub seat: AtomicU32,
     /// Parameters, figures of its scheduling class, accounting.
     pub sched: SchedEntity,
     /// Counters.
@@ -244,6 +246,7 @@ impl Task {
             work: AtomicU32::new(0),
             suspension: Suspension::new(),
             fpu,
+            seat: AtomicU32::new(crate::sched::delegated::NO_SEAT),
             sched: SchedEntity::default(),
             stats: TaskStats::default(),
             exited: WaitQueue::new(),

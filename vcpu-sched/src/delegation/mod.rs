@@ -21,6 +21,9 @@
 //! What a side owns, it keeps in private memory and only publishes in the region. So whatever the other side writes there,
 //! each task is in exactly one place of the guest's own table, and nothing panics.
 
+/// The port to which a kernel writes when it has rung the bell of an agent that sleeps outside of it; 4 bytes wide, the enclave's number.
+pub const DOORBELL: u16 = 0x5d0;
+
 pub mod abi;
 pub mod agent;
 pub mod bell;

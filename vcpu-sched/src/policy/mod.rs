@@ -53,6 +53,7 @@
 //! [`task::state`](crate::task::state)) may be in that CPU's own queue, which is why thieves must leave it alone.
 
 pub mod deadline;
+pub mod delegated;
 pub mod fair;
 mod heap;
 pub mod list;

@@ -55,6 +55,7 @@ pub fn policy_number(name: &str) -> Option<u32> {
         "batch" => number::BATCH,
         "idle" => number::IDLE,
         "deadline" => number::DEADLINE,
+        "delegated" | "ext" => number::EXT,
         _ => return None,
     })
 }

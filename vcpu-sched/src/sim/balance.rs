@@ -22,7 +22,7 @@ pub(super) fn level(task: &TaskRef) -> Level {
         Rank::Stop => Level::STOP,
         Rank::Deadline => Level::DEADLINE,
         Rank::Realtime => Level::realtime(task.sched.rt_priority()),
-        Rank::Normal => Level::NORMAL,
+        Rank::Delegated | Rank::Normal => Level::NORMAL,
     }
 }
 

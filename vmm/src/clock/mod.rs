@@ -167,6 +167,11 @@ impl Clock {
         }
     }
 
+    /// What the guest's monotonic clock shows, without any offset; `None` before the guest has shown its clock page.
+    pub fn now(&self) -> Option<vcpu_sched::ids::Nanos> {
+        lock(&self.0.state).now()
+    }
+
     /// From now on virtual time runs so fast. No clock jumps.
     ///
     /// # Errors

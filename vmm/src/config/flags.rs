@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use vcpu_sched::runqueue::PolicyKind;
 
 use super::text::IdSet;
-use super::values::{Classes, ClockRate, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables};
+use super::values::{AgentPolicy, Classes, ClockRate, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables};
 use super::{Config, ConsoleChoice, DEFAULT_MEMORY, FileSpec, LogLevel, LogSink, ProgramSpec};
 use crate::affinity::{self, CoreScheduling};
 use crate::boot::cpuid::model::Model;
@@ -22,6 +22,7 @@ use crate::chaos::{Chaos, DEFAULT_RATE};
 use crate::clock::Rate;
 use crate::clock::settings::{ClockSettings, Offsets, OnPause, TscMode};
 use crate::debug::address::GdbAddress;
+use crate::delegate::{DEFAULT_TIMEOUT, Delegate};
 use crate::sandbox;
 use crate::topology::TopologyChoice;
 use crate::vm::Gdb;
@@ -118,6 +119,19 @@ pub struct MachineFlags {
     /// With --gdb: the guest waits with its first instruction until a debugger lets it go on
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub wait_gdb: Option<bool>,
+
+    /// Have this VMM schedule the guest's tasks: a thread of its own decides which task runs on which vCPU (docs/delegation.md). fifo,
+    /// percpu, shinjuku[:MICROSECONDS], edf, cores[:BITS], steal or remote[:POLICY]
+    #[arg(long, value_name = "POLICY[:OPTION]")]
+    pub delegate: Option<AgentPolicy>,
+
+    /// With --delegate: after this time without a decision for a task, the kernel schedules by itself again [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub delegate_timeout: Option<Time>,
+
+    /// With --delegate: the host CPU that the deciding thread has; it spins there. Without, it sleeps when there is nothing to do
+    #[arg(long, value_name = "CPU")]
+    pub agent_cpu: Option<u32>,
 
     /// What becomes of a system call that a thread of this VMM has no business with (docs/security.md) [default: on]
     #[arg(long, value_name = "MODE", value_enum)]
@@ -220,6 +234,9 @@ impl MachineFlags {
             gdb: self.gdb.or(file.gdb),
             gdb_allow_remote: self.gdb_allow_remote.or(file.gdb_allow_remote),
             wait_gdb: self.wait_gdb.or(file.wait_gdb),
+            delegate: self.delegate.or(file.delegate),
+            delegate_timeout: self.delegate_timeout.or(file.delegate_timeout),
+            agent_cpu: self.agent_cpu.or(file.agent_cpu),
             seccomp: self.seccomp.or(file.seccomp),
             trace: self.trace.or(file.trace),
         }
@@ -250,6 +267,10 @@ impl GuestFlags {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FlagsError {
     /// A rate of nothing.
+    /// As the text says.
+    #[error("{0} is about what --delegate starts: give --delegate POLICY too")]
+    NoAgent(&'static str),
+    /// As the text says.
     #[error("--chaos-rate says how often --chaos does something: give --chaos SEED too")]
     RateOfNothing,
 }
@@ -259,6 +280,14 @@ impl Config {
     pub fn new(machine: MachineFlags, guest: GuestFlags) -> Result<Self, FlagsError> {
         if guest.chaos.is_none() && guest.chaos_rate.is_some() {
             return Err(FlagsError::RateOfNothing);
+        }
+        if machine.delegate.is_none() {
+            if machine.agent_cpu.is_some() {
+                return Err(FlagsError::NoAgent("--agent-cpu"));
+            }
+            if machine.delegate_timeout.is_some() {
+                return Err(FlagsError::NoAgent("--delegate-timeout"));
+            }
         }
         let rate = guest.chaos_rate.map_or(DEFAULT_RATE, NonZeroU32::get);
         let numa = machine.numa.map(|nodes| nodes.0).unwrap_or_default();
@@ -299,6 +328,11 @@ impl Config {
                 wait: machine.wait_gdb.unwrap_or_default(),
             }),
             seccomp: machine.seccomp.unwrap_or(sandbox::Mode::On),
+            delegate: machine.delegate.map(|policy| Delegate {
+                policy: policy.0,
+                cpu: machine.agent_cpu,
+                timeout: machine.delegate_timeout.map_or(DEFAULT_TIMEOUT, |time| time.0),
+            }),
             trace: machine.trace.map(|file| file.0),
             chaos: guest.chaos.map(|seed| Chaos { seed: seed.0, rate }),
             clock: ClockSettings {

@@ -25,6 +25,7 @@ use vcpu_sched::runqueue::PolicyKind;
 use crate::affinity;
 use crate::boot::cpuid::model::Model;
 use crate::chaos::Chaos;
+use crate::delegate::Delegate;
 use crate::clock::settings::ClockSettings;
 use crate::sandbox;
 use crate::topology::{NodeSpec, TopologyChoice};
@@ -165,6 +166,8 @@ pub struct Config {
     pub seccomp: sandbox::Mode,
     /// Record what the guest does in this file.
     pub trace: Option<PathBuf>,
+    /// Schedule the guest's tasks.
+    pub delegate: Option<Delegate>,
     /// Disturb the scheduler.
     pub chaos: Option<Chaos>,
     /// Its clock.
@@ -197,6 +200,7 @@ impl Default for Config {
             gdb: None,
             seccomp: sandbox::Mode::Off,
             trace: None,
+            delegate: None,
             chaos: None,
             clock: ClockSettings::default(),
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vcpu_sched::clock::rate::RateError;
+use vcpu_sched::delegation::policies::named::{PolicyError, Spec};
 use vcpu_sched::runqueue::{PolicyKind, UnknownPolicy};
 
 use super::text::{IdSet, TextError};
@@ -162,6 +163,26 @@ impl fmt::Display for Policy {
 }
 
 as_text!(Policy, { "type": "string", "enum": (PolicyKind::ALL.map(PolicyKind::name)) });
+
+/// Who decides for delegated tasks: a policy of `vcpu_sched::delegation::policies` by its name, with its option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentPolicy(pub Spec);
+
+impl FromStr for AgentPolicy {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for AgentPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+as_text!(AgentPolicy, { "type": "string" });
 
 /// The trace's file. Its name tells a format, so that a wrong one shows before a guest has run.
 #[derive(Debug, Clone, PartialEq, Eq)]

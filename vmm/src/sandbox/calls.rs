@@ -184,6 +184,9 @@ const GDB: &[Call] = &[
 /// The thread of `--chaos`.
 const CHAOS: &[Call] = &[some(libc::SYS_ioctl, Only::Kvm, "interrupts to the guest")];
 
+/// The agent: it reads and writes the guest's memory, and interrupts vCPUs.
+const AGENT: &[Call] = &[some(libc::SYS_ioctl, Only::Kvm, "interrupts to the guest")];
+
 /// What a kind of thread may do besides [`ALL`].
 pub const fn of(kind: Kind) -> &'static [Call] {
     match kind {
@@ -194,5 +197,6 @@ pub const fn of(kind: Kind) -> &'static [Call] {
         // It writes into a file that is open.
         Kind::Trace => &[],
         Kind::Chaos => CHAOS,
+        Kind::Agent => AGENT,
     }
 }

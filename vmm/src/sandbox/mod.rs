@@ -55,10 +55,13 @@ pub enum Kind {
     Trace,
     /// `--chaos`.
     Chaos,
+    /// `--delegate`.
+    Agent,
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [Kind::Main, Kind::Vcpu, Kind::Control, Kind::Gdb, Kind::Trace, Kind::Chaos];
+    const ALL: [Kind; 7] =
+        [Kind::Main, Kind::Vcpu, Kind::Control, Kind::Gdb, Kind::Trace, Kind::Chaos, Kind::Agent];
 
     const fn name(self) -> &'static str {
         match self {
@@ -68,6 +71,7 @@ impl Kind {
             Kind::Gdb => "gdb",
             Kind::Trace => "trace",
             Kind::Chaos => "chaos",
+            Kind::Agent => "agent",
         }
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use taskvisor_devices::bus::{Bus, BusDevice, BusKind, lock};
 use taskvisor_devices::event::{EventSender, GuestEvents, guest_events};
 use taskvisor_devices::uart::{Buffering, Uart};
@@ -15,8 +15,10 @@ use taskvisor_devices::virtio::console::Drained;
 use taskvisor_devices::virtio::mmio::MmioTransport;
 use taskvisor_devices::word_port::{self, WordPort};
 use taskvisor_devices::{debug_exit, milestone, reset, uart};
+use vcpu_sched::delegation::DOORBELL;
 use vcpu_sched::directory::{PORT as DIRECTORY, RingHeader};
 use vcpu_sched::requests::DOORBELL as REQUESTS_DOORBELL;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Options;
 use super::error::{VmError, host, kvm_call};
@@ -113,6 +115,11 @@ pub fn build(
         virtio.push(VirtioMmio { base: layout::VIRTIO_MMIO, gsi: layout::VIRTIO_GSI });
     }
     Ok(Built { devices: Devices { com1, com2, console, stop }, buses, events, told, bell, virtio })
+}
+
+/// Has the guest ring an agent's doorbell, without an exit to us.
+pub fn connect_doorbell(fd: &VmFd, evt: &EventFd) -> Result<(), VmError> {
+    fd.register_ioevent(evt, &IoEventAddress::Pio(DOORBELL.into()), NoDatamatch).map_err(kvm_call("KVM_IOEVENTFD"))
 }
 
 fn serial_port(

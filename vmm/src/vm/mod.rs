@@ -43,6 +43,7 @@ use crate::control::runs::Runs;
 use crate::control::server::Listening;
 use crate::debug;
 use crate::debug::address::{GdbAddress, Listener};
+use crate::delegate::{self, Delegate};
 use crate::end::End;
 use crate::event_loop::{self, Hub};
 use crate::footprint;
@@ -90,6 +91,8 @@ pub struct Options {
     pub seccomp: sandbox::Mode,
     /// What disturbs it.
     pub chaos: Option<Chaos>,
+    /// Who schedules its tasks, if not its kernel.
+    pub delegate: Option<Delegate>,
     /// What its clock is like.
     pub clock: ClockSettings,
     /// When the process started.
@@ -150,6 +153,7 @@ pub struct Vm {
     trace_header: trace::Header,
     told: Arc<Told>,
     bell: Bell,
+    agent_bell: Option<Arc<delegate::Bell>>,
     fd: Arc<VmFd>,
     run_control: RunControl,
     clock: Clock,
@@ -199,8 +203,13 @@ impl Vm {
         let clock = plan.start(ram.clone(), &run_control, fd.clone(), &topology);
         let trace_header = trace_header(&options, &vcpus, &cmdline);
         let recorder = record(&options, &ram, &trace_header)?;
-        let built =
-            devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref(), clock.directory_listener())?;
+        let agent_bell = options.delegate.filter(|_| guest.is_ours()).map(|_| delegate::Bell::new()).transpose();
+        let agent_bell = agent_bell.map_err(host("can't make an eventfd"))?;
+        let listener = listener(clock.directory_listener(), agent_bell.clone());
+        let built = devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref(), listener)?;
+        if let Some(bell) = &agent_bell {
+            devices::connect_doorbell(&fd, bell.evt())?;
+        }
         milestones.note("machine_made");
         footprint::forget_start();
 
@@ -226,6 +235,7 @@ impl Vm {
             reader: Reader::new(ram.clone(), built.told.clone(), tsc_khz),
             told: built.told,
             bell: built.bell,
+            agent_bell,
             control,
             topology,
             ram,
@@ -247,6 +257,15 @@ impl Vm {
         let Some(chaos) = self.disturbed() else { return Ok(None) };
         let targets = (0..).zip(threads.tids()).map(|(vcpu, tid)| Target { tid, apic_id: self.topology.apic_id(vcpu) });
         Disturber::start(chaos, self.fd.clone(), targets.collect(), self.told.clone()).map(Some)
+    }
+
+    /// Starts who schedules the guest's tasks.
+    fn agent(&self) -> io::Result<Option<delegate::Thread>> {
+        let Some((wanted, bell)) = self.options.delegate.zip(self.agent_bell.clone()) else { return Ok(None) };
+        let apic_ids = (0..self.options.vcpus).map(|vcpu| self.topology.apic_id(vcpu));
+        let kicks = delegate::Kicks::new(self.fd.clone(), apic_ids);
+        let (reader, ram, clock) = (self.reader.clone(), self.ram.clone(), self.clock.clone());
+        delegate::Thread::start(delegate::Desk { wanted, reader, ram, clock, kicks, bell }).map(Some)
     }
 
     /// Runs the guest to its end on threads of its own, with the event loop in this one.
@@ -283,6 +302,7 @@ impl Vm {
         };
         let debugger = debugger.transpose().map_err(host("can't start the debugger's thread"))?;
         let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
+        let agent = self.agent().map_err(host("can't start the agent's thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         // The last one: from here on nothing is opened any more.
         sandbox::enter(Kind::Main)?;
@@ -298,6 +318,8 @@ impl Vm {
         });
 
         drop(disturber);
+        let figures = agent.as_ref().map(delegate::Thread::figures);
+        drop(agent);
         self.devices.interrupt();
         self.bell.end();
         threads.stop();
@@ -331,6 +353,8 @@ impl Vm {
         };
         let stats =
             self.options.stats.then(|| stats::render(&hub.milestones, &threads.counts(), memory::touched(&self.ram)));
+        let agent_stats = figures.map(|figures| figures.render());
+        let stats = stats.map(|text| text + agent_stats.as_deref().unwrap_or_default());
         let trace = self.recorder.take().and_then(Recorder::end);
         Ok(Ended { end, report, stats, trace })
     }
@@ -384,6 +408,16 @@ impl Vm {
             run: Runs::new(self.run_control.clone()),
             clock: self.clock.clone(),
             trace: self.recorder.as_ref().map(|r| r.live(self.options.vcpus, self.trace_header.clone())),
+        }
+    }
+}
+
+/// Who else hears of the guest's directory.
+fn listener(clock: impl Fn(u32) + Send + 'static, bell: Option<Arc<delegate::Bell>>) -> impl Fn(u32) + Send + 'static {
+    move |page| {
+        clock(page);
+        if let Some(bell) = &bell {
+            bell.ring();
         }
     }
 }

@@ -110,8 +110,8 @@ pub fn set_param(thread: &Thread, pid: u64, param: u64) -> SysResult {
         Class::Fifo(p) | Class::RoundRobin(p) => *p = RtPriority::new(priority).ok_or(Errno::EINVAL)?,
         // Linux takes the parameters of a deadline task from a sched_attr that has none.
         Class::Deadline(_) | Class::Stop => return Err(Errno::EINVAL),
-        Class::Normal | Class::Batch | Class::Idle if priority != 0 => return Err(Errno::EINVAL),
-        Class::Normal | Class::Batch | Class::Idle => {}
+        Class::Normal | Class::Batch | Class::Idle | Class::Delegated if priority != 0 => return Err(Errno::EINVAL),
+        Class::Normal | Class::Batch | Class::Idle | Class::Delegated => {}
     }
     change(&task, &new)
 }
@@ -155,7 +155,7 @@ pub fn rr_interval(thread: &Thread, pid: u64, out: u64) -> SysResult {
     let task = target(thread, pid)?;
     let slice = match futex::own_params(&task).class {
         Class::RoundRobin(_) => RR_SLICE,
-        Class::Normal | Class::Batch | Class::Idle => slice_of(&task),
+        Class::Normal | Class::Batch | Class::Idle | Class::Delegated => slice_of(&task),
         Class::Fifo(_) | Class::Deadline(_) | Class::Stop => Nanos::ZERO,
     };
     user::write(out, &times::to_timespec(slice))?;

@@ -29,7 +29,7 @@ pub use commit::Occasion;
 pub use pick::Pick;
 pub use tasks::{Arrival, EnclaveError, NewTask};
 
-use super::abi::{GTID_NONE, cpu_flags, guest_state};
+use super::abi::{GTID_NONE, cpu_flags, guest_state, tunables};
 use super::channel::Producer;
 use super::layout::{Region, pair};
 use super::life::{Life, Reason};
@@ -125,6 +125,8 @@ struct Task {
     allowed: CpuMask,
     /// Of its commit, while latched or on a CPU.
     run_flags: u32,
+    /// It is on its way off a CPU that has another task already, which was committed in silence.
+    elided: bool,
 }
 
 /// An agent that is a task of the guest.
@@ -234,6 +236,12 @@ impl<'m> Enclave<'m> {
         core::mem::take(&mut self.effects)
     }
 
+    /// Must the CPU schedule, because of a commit or of something that happened to the task that it runs? For who was
+    /// interrupted.
+    pub fn wants(&self, cpu: CpuId) -> bool {
+        self.cpu(cpu).is_some_and(|record| record.latched.is_some() || record.must_resched && record.current.is_some())
+    }
+
     /// Is there something in [`take_effects`](Self::take_effects)?
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
@@ -260,12 +268,27 @@ impl<'m> Enclave<'m> {
         self.tasks.get(slot as usize).map(|task| task.record.place)
     }
 
+    /// Does a task wait for the agent, or the agent for a tick? Then some CPU must have a timer running, because the watchdog
+    /// lives in [`tick`](Self::tick).
+    pub fn needs_ticks(&self) -> bool {
+        self.oldest != NO_SLOT
+            || self.discovering != NO_SLOT
+            || self.tuned(tunables::DELIVER_TICKS | tunables::COMMIT_AT_TICK)
+            || matches!(self.life, Life::HandOff { .. })
+            || self.cpus.iter().any(|record| record.timer.is_some())
+    }
+
     /// All tasks that are in the enclave, with their places.
     pub fn members(&self) -> impl Iterator<Item = (SlotId, u64, Place)> {
         let tasks = self.tasks.iter().enumerate();
         tasks
             .map(|(slot, task)| (slot as SlotId, task.gtid, task.record.place))
             .filter(|(.., place)| *place != Place::Gone)
+    }
+
+    /// How long a task has run since it was switched to.
+    pub fn ran(&self, slot: SlotId, now: Nanos) -> Nanos {
+        self.task(slot).map_or(Nanos::ZERO, |task| now.saturating_sub(task.switch_time))
     }
 
     /// The task barrier; for tests and tracing.

@@ -113,6 +113,13 @@ impl Enclave<'_> {
         if let Some(task) = self.task_mut(slot) {
             (task.switch_time, task.cpu) = (now, cpu);
         }
+        // The one that ran leaves once it is off, which may be later: what its successor's commit asked for is about it.
+        let (before, elide) = self
+            .cpu_mut(cpu)
+            .map_or((None, false), |record| (record.current, core::mem::take(&mut record.elide_preempt)));
+        if let Some(task) = before.filter(|&before| before != slot).and_then(|before| self.task_mut(before)) {
+            task.elided = elide;
+        }
         let mut told_to_idle = None;
         if let Some(record) = self.cpu_mut(cpu) {
             if record.latched == Some(slot) {

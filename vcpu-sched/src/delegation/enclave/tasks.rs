@@ -96,6 +96,7 @@ impl Enclave<'_> {
             parent: new.parent,
             allowed: new.allowed.clone(),
             run_flags: 0,
+            elided: false,
         };
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -206,7 +207,8 @@ impl Enclave<'_> {
     /// [`EnclaveError`] if it was on none.
     pub fn leave(&mut self, slot: SlotId, why: Leave, ran: Nanos, now: Nanos) -> Result<(), EnclaveError> {
         let cpu = self.running_on(slot)?;
-        let elide = self.cpu(cpu).is_some_and(|record| record.elide_preempt);
+        let elide = self.task_mut(slot).is_some_and(|task| core::mem::take(&mut task.elided))
+            || self.cpu(cpu).is_some_and(|record| record.current == Some(slot) && record.elide_preempt);
         let tells = self.apply(slot, Event::Leave { why, elide }, now)?;
         self.off(slot, cpu, ran);
         self.tell_task(slot, tells, cpu, now, |_| {});

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
+use core::str::FromStr;
 
 use super::Policy;
 use super::cores::Cores;
@@ -56,37 +57,93 @@ impl fmt::Display for PolicyError {
 
 impl core::error::Error for PolicyError {}
 
+/// A policy with its options, as yet without an enclave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spec {
+    /// [`fifo`](super::fifo).
+    Fifo,
+    /// [`percpu`](super::percpu).
+    PerCpu,
+    /// [`shinjuku`](super::shinjuku), with its slice in microseconds.
+    Shinjuku(u64),
+    /// [`edf`](super::edf).
+    Edf,
+    /// [`cores`](super::cores), with the bits of a task's number that don't count.
+    Cores(u32),
+    /// [`steal`](super::steal).
+    Steal,
+    /// [`remote`](super::remote).
+    Remote(PolicyKind),
+}
+
+impl FromStr for Spec {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        let (name, option) = text.split_once(':').map_or((text, None), |(name, option)| (name, Some(option)));
+        let (name, _) = NAMES.iter().find(|(known, _)| *known == name).ok_or(PolicyError::Name)?;
+        let wrong = PolicyError::Option(name);
+        let number = |default: u64| option.map_or(Ok(default), |text| text.parse().map_err(|_| wrong));
+        if option.is_some() && matches!(*name, "fifo" | "percpu" | "edf" | "steal") {
+            return Err(wrong);
+        }
+        Ok(match *name {
+            "fifo" => Self::Fifo,
+            "percpu" => Self::PerCpu,
+            "edf" => Self::Edf,
+            "steal" => Self::Steal,
+            "shinjuku" => match number(Shinjuku::SLICE.0 / 1_000)? {
+                us @ 1..=MAX_SLICE_US => Self::Shinjuku(us),
+                _ => return Err(wrong),
+            },
+            "cores" => match number(0)? {
+                bits @ 0..64 => Self::Cores(bits as u32),
+                _ => return Err(wrong),
+            },
+            "remote" => Self::Remote(option.map_or(Ok(PolicyKind::Fair), |text| text.parse().map_err(|_| wrong))?),
+            _ => return Err(PolicyError::Name),
+        })
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fifo => f.write_str("fifo"),
+            Self::PerCpu => f.write_str("percpu"),
+            Self::Shinjuku(us) => write!(f, "shinjuku:{us}"),
+            Self::Edf => f.write_str("edf"),
+            Self::Cores(bits) => write!(f, "cores:{bits}"),
+            Self::Steal => f.write_str("steal"),
+            Self::Remote(kind) => write!(f, "remote:{kind}"),
+        }
+    }
+}
+
+impl Spec {
+    /// The policy, for that enclave.
+    pub fn make(self, region: &Region<'_>) -> Box<dyn Policy + Send> {
+        match self {
+            Self::Fifo => Box::new(Fifo::default()),
+            Self::PerCpu => Box::new(PerCpu::default()),
+            Self::Edf => Box::new(Edf::default()),
+            Self::Steal => Box::new(StealAware::default()),
+            Self::Shinjuku(us) => Box::new(Shinjuku::new(Nanos::from_micros(us))),
+            Self::Cores(bits) => Box::new(Cores::new(cores_of(region), move |gtid| gtid >> bits)),
+            Self::Remote(kind) => Box::new(Remote::new(kind)),
+        }
+    }
+}
+
+/// The longest slice: a second.
+const MAX_SLICE_US: u64 = 1_000_000;
+
 /// The policy of that name, for that enclave.
 ///
 /// # Errors
 /// [`PolicyError`].
 pub fn named(text: &str, region: &Region<'_>) -> Result<Box<dyn Policy + Send>, PolicyError> {
-    let (name, option) = text.split_once(':').map_or((text, None), |(name, option)| (name, Some(option)));
-    let (name, _) = NAMES.iter().find(|(known, _)| *known == name).ok_or(PolicyError::Name)?;
-    let wrong = PolicyError::Option(name);
-    let number = |default: u64| option.map_or(Ok(default), |text| text.parse().map_err(|_| wrong));
-    if option.is_some() && matches!(*name, "fifo" | "percpu" | "edf" | "steal") {
-        return Err(wrong);
-    }
-    Ok(match *name {
-        "fifo" => Box::new(Fifo::default()),
-        "percpu" => Box::new(PerCpu::default()),
-        "edf" => Box::new(Edf::default()),
-        "steal" => Box::new(StealAware::default()),
-        "shinjuku" => match number(Shinjuku::SLICE.0 / 1_000)? {
-            0 => return Err(wrong),
-            us => Box::new(Shinjuku::new(Nanos::from_micros(us))),
-        },
-        "cores" => match number(0)? {
-            bits @ 0..64 => Box::new(Cores::new(cores_of(region), move |gtid| gtid >> bits)),
-            _ => return Err(wrong),
-        },
-        "remote" => {
-            let kind = option.map_or(Ok(PolicyKind::Fair), |text| text.parse().map_err(|_| wrong))?;
-            Box::new(Remote::new(kind))
-        }
-        _ => return Err(PolicyError::Name),
-    })
+    Ok(text.parse::<Spec>()?.make(region))
 }
 
 /// The enclave's CPUs by the core that the host says they share; each for itself where nothing is known.

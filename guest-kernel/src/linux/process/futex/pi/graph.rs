@@ -32,7 +32,7 @@ fn rank_of(params: &SchedParams) -> Rank {
     match params.class {
         Class::Stop | Class::Deadline(_) => ABOVE_ALL,
         Class::Fifo(p) | Class::RoundRobin(p) => p.get(),
-        Class::Normal | Class::Batch | Class::Idle => 0,
+        Class::Normal | Class::Batch | Class::Idle | Class::Delegated => 0,
     }
 }
 
