@@ -74,10 +74,10 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             Ok(0)
         }
         Command::Ctl(args) => {
-            let text = ctl::ask(socket(&args.socket)?, args.question, args.json)?;
+            let (text, code) = ctl::run(socket(&args.socket)?, args.question, args.json)?;
             // A closed pipe behind it is no error.
             let _ = std::io::stdout().write_all(text.as_bytes());
-            Ok(0)
+            Ok(code)
         }
         Command::Script(args) => {
             script::run(&Script { path: args.file, args: args.args, out: args.out })?;

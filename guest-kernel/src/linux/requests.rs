@@ -4,12 +4,13 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use vcpu_sched::requests::message::{Outcome, Refusal, Spawn};
+use vcpu_sched::requests::message::{Outcome, Refusal, Spawn, Streaming};
 
 /// What a program, or whoever speaks for it, gave a task: what others lend it for a lock that it holds stays apart.
 pub use super::process::futex::{own_params, set_params as give_params};
 
 use super::errno::Errno;
+use super::fs::attached;
 use super::process::signal::{self, FIRST_REALTIME, SigInfo};
 use super::process::thread_of;
 use super::start as programs;
@@ -43,6 +44,14 @@ pub fn start(spawn: Spawn, ticket: Ticket) {
     match entry(&spawn) {
         Some(entry) => programs::spawn_for(entry, spawn.streams, ticket),
         None => ticket.answer(Err(Refusal::Malformed)),
+    }
+}
+
+/// Does something with an attached program's streams, or with a file.
+pub fn stream(process: u32, what: &Streaming, mut ticket: Ticket) {
+    match attached::act(process, what, ticket.body()) {
+        Ok((value, len)) => ticket.answer_with_body(value, len),
+        Err(refusal) => ticket.answer(Err(refusal)),
     }
 }
 

@@ -9,6 +9,7 @@ use vcpu_sched::params::{Class, SchedParams};
 use vcpu_sched::requests::message::Streams;
 
 use super::errno::Errno;
+use super::fs::attached::{self, Attached};
 use super::process::exec::{self, Arguments};
 use super::process::signal::SignalState;
 use super::process::{Process, Thread, clone, exit, out_of_memory, table, thread};
@@ -57,7 +58,7 @@ pub fn start(archive: (PhysAddr, u64)) {
         }
     };
     for entry in list {
-        if let Err(e) = spawn(Start { entry, ticket: None }, fs::FsContext::new_initial()) {
+        if let Err(e) = spawn(Start { entry, ticket: None }, fs::FsContext::new_initial(), None) {
             error!("no memory to start a program: {e:?}");
             not_started(CANNOT_RUN);
         }
@@ -86,14 +87,21 @@ struct Start {
 
 /// Starts a program because the VMM asks for it, and answers that.
 pub fn spawn_for(entry: Entry, streams: Streams, ticket: Ticket) {
+    let (files, attached) = match streams {
+        Streams::Attached => match attached::make() {
+            Ok((streams, ends)) => (fs::FsContext::new_attached(&streams), Some(ends)),
+            Err(refusal) => return ticket.answer(Err(refusal)),
+        },
+        Streams::Console | Streams::Null => (fs::FsContext::new_spawned(streams), None),
+    };
     // What fails for want of memory drops the ticket, which says so.
-    if let Err(e) = spawn(Start { entry, ticket: Some(ticket) }, fs::FsContext::new_spawned(streams)) {
+    if let Err(e) = spawn(Start { entry, ticket: Some(ticket) }, files, attached) {
         crate::warn!("a program that the VMM asked for can't be started: {}", reason(e));
     }
 }
 
 /// A process whose first thread executes the entry's program.
-fn spawn(start: Start, files: fs::FsContext) -> Result<(), Errno> {
+fn spawn(start: Start, files: fs::FsContext, attached: Option<Attached>) -> Result<(), Errno> {
     let id = task::table::allocate_id();
     let space = AddressSpace::new()?;
     let process = Arc::new(clone::new_process(id.0, files, SignalState::new()));
@@ -111,6 +119,9 @@ fn spawn(start: Start, files: fs::FsContext) -> Result<(), Errno> {
     }
     process.signals.lock().threads.push(task.clone());
     table::insert(&process);
+    if let Some(ends) = attached {
+        attached::list(id.0, ends);
+    }
     sched::start(task);
     Ok(())
 }
@@ -126,6 +137,8 @@ extern "C" fn first_steps(argument: usize) -> ! {
     if let Err((code, e)) = execute(thread, &entry, &mut frame) {
         match ticket {
             Some(ticket) => {
+                // Nobody learns its number, if it was attached.
+                let _ = attached::forget(thread.process.pid);
                 ticket.answer(Err(refusal(e)));
                 drop(entry);
                 exit::exit_group(thread, u64::from(code));

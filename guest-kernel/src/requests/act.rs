@@ -38,12 +38,13 @@ pub(super) fn carry_out(request: Request, ticket: Ticket) {
         }
         // Answered when the program is loaded.
         Request::Spawn(spawn) => return start(spawn, ticket),
+        Request::Streaming { process, what } => return stream(process, &what, ticket),
     };
     ticket.answer(outcome);
 }
 
 #[cfg(feature = "linux")]
-use crate::linux::requests::{give_params, observe_calls, own_params, send, start};
+use crate::linux::requests::{give_params, observe_calls, own_params, send, start, stream};
 
 #[cfg(not(feature = "linux"))]
 fn observe_calls() {}
@@ -63,6 +64,11 @@ fn send(_: &Arc<Task>, _: u32, _: bool) -> Outcome {
 
 #[cfg(not(feature = "linux"))]
 fn start(_: vcpu_sched::requests::message::Spawn, ticket: Ticket) {
+    ticket.answer(Err(Refusal::Unsupported));
+}
+
+#[cfg(not(feature = "linux"))]
+fn stream(_: u32, _: &vcpu_sched::requests::message::Streaming, ticket: Ticket) {
     ticket.answer(Err(Refusal::Unsupported));
 }
 

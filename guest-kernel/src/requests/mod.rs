@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use vcpu_sched::directory::{Entry, EntryKind};
 use vcpu_sched::params::{Class, SchedParams};
-use vcpu_sched::requests::head::{ANSWER_AT, BODY_AT, HEAD_BYTES, REQUEST_AT, RequestHead, WORD_AT};
+use vcpu_sched::requests::head::{ANSWER_AT, AnswerHead, BODY_AT, HEAD_BYTES, REQUEST_AT, RequestHead, WORD_AT};
 use vcpu_sched::requests::message::{self, Outcome, Refusal, Request};
 use vcpu_sched::requests::slot::SlotWord;
 use vcpu_sched::requests::{DOORBELL, Header, MAGIC, VERSION};
@@ -153,11 +153,28 @@ impl Ticket {
         self.put(outcome);
     }
 
+    /// Room for an answer's body.
+    pub fn body(&mut self) -> &mut [u8] {
+        let room = (u64::from(SLOT_BYTES) - BODY_AT) as usize;
+        // SAFETY: the slot is taken, by us, who are borrowed; within it.
+        unsafe { core::slice::from_raw_parts_mut(PhysAddr(self.at.0 + BODY_AT).as_ptr::<u8>(), room) }
+    }
+
+    /// Answers with the first `len` bytes of the body.
+    pub fn answer_with_body(mut self, value: u64, len: usize) {
+        let len = len.min(self.body().len()) as u32;
+        self.put_head(AnswerHead { len, ..message::answer(self.sequence, Ok(value)) });
+    }
+
     fn put(&mut self, outcome: Outcome) {
+        self.put_head(message::answer(self.sequence, outcome));
+    }
+
+    fn put_head(&mut self, head: AnswerHead) {
         if core::mem::replace(&mut self.answered, true) {
             return;
         }
-        let head = message::answer(self.sequence, outcome).to_bytes();
+        let head = head.to_bytes();
         // SAFETY: the slot is taken, by us; within it.
         unsafe { PhysAddr(self.at.0 + ANSWER_AT).as_ptr::<[u8; HEAD_BYTES]>().write(head) };
         if self.word.answer() {

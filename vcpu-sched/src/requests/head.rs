@@ -39,8 +39,10 @@ pub struct AnswerHead {
     pub value: u64,
     /// 0: done, else a [`Refusal`](super::message::Refusal).
     pub refusal: u32,
+    /// Bytes of the answer's body, which takes the place of the request's.
+    pub len: u32,
     /// Zero.
-    pub reserved: [u32; 11],
+    pub reserved: [u32; 10],
 }
 
 const _: () = assert!(size_of::<RequestHead>() == HEAD_BYTES && size_of::<AnswerHead>() == HEAD_BYTES);
@@ -88,13 +90,13 @@ impl AnswerHead {
     /// As bytes.
     pub fn to_bytes(&self) -> [u8; HEAD_BYTES] {
         let [[low, high], [value_low, value_high]] = [halves(self.sequence), halves(self.value)];
-        bytes(&[low, high, value_low, value_high, self.refusal])
+        bytes(&[low, high, value_low, value_high, self.refusal, self.len])
     }
 
     /// From bytes.
     pub fn from_bytes(from: &[u8; HEAD_BYTES]) -> Self {
-        let [low, high, value_low, value_high, refusal, ..] = words(from);
-        Self { sequence: whole(low, high), value: whole(value_low, value_high), refusal, reserved: [0; 11] }
+        let [low, high, value_low, value_high, refusal, len, ..] = words(from);
+        Self { sequence: whole(low, high), value: whole(value_low, value_high), refusal, len, reserved: [0; 10] }
     }
 }
 
@@ -106,7 +108,7 @@ mod tests {
     fn heads_are_read_as_they_were_written() {
         let request = RequestHead { sequence: 1 << 40 | 5, kind: 3, task: 7, len: 9, reserved: [0; 11] };
         assert_eq!(RequestHead::from_bytes(&request.to_bytes()), request);
-        let answer = AnswerHead { sequence: u64::MAX - 1, value: 1 << 33 | 2, refusal: 4, reserved: [0; 11] };
+        let answer = AnswerHead { sequence: u64::MAX - 1, value: 1 << 33 | 2, refusal: 4, len: 77, reserved: [0; 10] };
         assert_eq!(AnswerHead::from_bytes(&answer.to_bytes()), answer);
     }
 }

@@ -6,6 +6,8 @@ use core::fmt;
 use super::change::ParamChange;
 use super::cursor::{Reader, Short, Writer};
 use super::head::{AnswerHead, RequestHead};
+pub use super::program::{END, Output, READY, Spawn, Streaming, Streams};
+use super::program::{read_spawn, read_streaming, write_spawn, write_streaming};
 use crate::cpumask::{CpuMask, MASK_BYTES};
 use crate::task::suspension::Holder;
 
@@ -31,11 +33,13 @@ pub enum Kind {
     TraceRing = 8,
     /// [`Request::Trace`].
     Trace = 9,
+    /// [`Request::Streaming`].
+    Streaming = 10,
 }
 
 impl Kind {
     /// All, in the order of their numbers.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Ping,
         Self::SetParams,
         Self::SetAffinity,
@@ -45,6 +49,7 @@ impl Kind {
         Self::Spawn,
         Self::TraceRing,
         Self::Trace,
+        Self::Streaming,
     ];
 }
 
@@ -101,6 +106,13 @@ pub enum Request {
     },
     /// Do something about trace records.
     Trace(Tracing),
+    /// Do something with the streams of a program, or with a file.
+    Streaming {
+        /// Its process; 0 for a file.
+        process: u32,
+        /// What to do.
+        what: Streaming,
+    },
 }
 
 /// What to do about trace records.
@@ -117,32 +129,6 @@ pub enum Tracing {
 
 impl Tracing {
     const ALL: [Self; 3] = [Self::Stop, Self::Start, Self::Clock];
-}
-
-/// A program to start.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Spawn {
-    /// Path in the guest.
-    pub path: Vec<u8>,
-    /// Arguments, the first one included.
-    pub args: Vec<Vec<u8>>,
-    /// Environment.
-    pub env: Vec<Vec<u8>>,
-    /// Working directory; empty: the root.
-    pub cwd: Vec<u8>,
-    /// Standard streams.
-    pub streams: Streams,
-}
-
-/// Where the standard streams of a program go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(u32)]
-pub enum Streams {
-    /// To the console, shared with the first program.
-    #[default]
-    Console = 0,
-    /// To /dev/null.
-    Null = 1,
 }
 
 /// Why a request was not carried out.
@@ -173,11 +159,19 @@ pub enum Refusal {
     Ending = 11,
     /// This kernel was built without what it takes.
     Unsupported = 12,
+    /// Too many programs are attached already.
+    TooManyAttached = 13,
+    /// No attached program of that number.
+    NotAttached = 14,
+    /// The program doesn't read its input any more.
+    InputClosed = 15,
+    /// The file can't be written.
+    NotWritable = 16,
 }
 
 impl Refusal {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Unknown,
         Self::Malformed,
         Self::NoSuchTask,
@@ -190,6 +184,10 @@ impl Refusal {
         Self::NotExecutable,
         Self::Ending,
         Self::Unsupported,
+        Self::TooManyAttached,
+        Self::NotAttached,
+        Self::InputClosed,
+        Self::NotWritable,
     ];
 }
 
@@ -208,6 +206,10 @@ impl fmt::Display for Refusal {
             Self::NotExecutable => "the guest can't run that file: no program, dynamically linked, or not executable",
             Self::Ending => "the task is ending",
             Self::Unsupported => "the guest's kernel was built without that",
+            Self::TooManyAttached => "as many programs as the guest's kernel allows have their streams attached",
+            Self::NotAttached => "no program of that number has its streams attached; it may have been forgotten",
+            Self::InputClosed => "the program reads no more input",
+            Self::NotWritable => "the guest can't write a file of that name",
         })
     }
 }
@@ -313,11 +315,7 @@ impl Request {
                 (Kind::Resume, *task)
             }
             Self::Spawn(spawn) => {
-                body.u32(spawn.streams as u32);
-                body.bytes(&spawn.path);
-                body.bytes(&spawn.cwd);
-                body.list(&spawn.args);
-                body.list(&spawn.env);
+                write_spawn(&mut body, spawn);
                 (Kind::Spawn, 0)
             }
             Self::TraceRing { cpu, records } => {
@@ -328,6 +326,10 @@ impl Request {
             Self::Trace(what) => {
                 body.u32(*what as u32);
                 (Kind::Trace, 0)
+            }
+            Self::Streaming { process, what } => {
+                write_streaming(&mut body, what);
+                (Kind::Streaming, *process)
             }
         };
         let len = u32::try_from(body.0.len()).unwrap_or(u32::MAX);
@@ -374,26 +376,11 @@ impl Request {
                 let what = from.u32().map_err(malformed)?;
                 Self::Trace(Tracing::ALL.into_iter().find(|t| *t as u32 == what).ok_or(Refusal::Malformed)?)
             }
+            Kind::Streaming => Self::Streaming { process: task, what: read_streaming(&mut from).map_err(malformed)? },
         };
         from.end().map_err(malformed)?;
         Ok(request)
     }
-}
-
-fn read_spawn(from: &mut Reader<'_>) -> Result<Spawn, Short> {
-    let streams = match from.u32()? {
-        n if n == Streams::Console as u32 => Streams::Console,
-        n if n == Streams::Null as u32 => Streams::Null,
-        _ => return Err(Short),
-    };
-    let (path, cwd) = (from.bytes()?.to_vec(), from.bytes()?.to_vec());
-    let (args, env) = (from.list()?, from.list()?);
-    let strings = [&path, &cwd].into_iter().chain(&args).chain(&env);
-    // They become C strings.
-    if path.is_empty() || strings.into_iter().any(|string| string.contains(&0)) {
-        return Err(Short);
-    }
-    Ok(Spawn { path, args, env, cwd, streams })
 }
 
 #[cfg(test)]
@@ -415,10 +402,27 @@ mod tests {
         proptest::collection::vec(1..=u8::MAX, 1..20)
     }
 
+    fn streaming() -> impl Strategy<Value = Streaming> {
+        let from = prop_oneof![Just(Output::Stdout), Just(Output::Stderr)];
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..50);
+        prop_oneof![
+            (from, any::<u32>()).prop_map(|(from, max)| Streaming::Read { from, max }),
+            (bytes(), any::<bool>()).prop_map(|(bytes, end)| Streaming::Write { bytes, end }),
+            Just(Streaming::Status),
+            Just(Streaming::Forget),
+            (text(), any::<(u32, u64)>(), bytes()).prop_map(|(path, (mode, offset), bytes)| Streaming::File {
+                path,
+                mode,
+                offset,
+                bytes
+            }),
+        ]
+    }
+
     fn request() -> impl Strategy<Value = Request> {
         let holder = || prop_oneof![Just(Holder::Api), Just(Holder::Debugger)];
         let list = || proptest::collection::vec(text(), 0..5);
-        let streams = prop_oneof![Just(Streams::Console), Just(Streams::Null)];
+        let streams = prop_oneof![Just(Streams::Console), Just(Streams::Null), Just(Streams::Attached)];
         prop_oneof![
             Just(Request::Ping),
             (any::<u32>(), change()).prop_map(|(task, change)| Request::SetParams { task, change }),
@@ -438,6 +442,7 @@ mod tests {
             (0..3_usize).prop_map(|which| Request::Trace(Tracing::ALL[which])),
             (text(), list(), list(), text(), streams)
                 .prop_map(|(path, args, env, cwd, streams)| Request::Spawn(Spawn { path, args, env, cwd, streams })),
+            (any::<u32>(), streaming()).prop_map(|(process, what)| Request::Streaming { process, what }),
         ]
     }
 

@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | [`slot`] | who owns a slot: the word that both sides change |
 //! | [`head`] | what lies in a slot |
-//! | [`message`] | requests and answers as values, and as bytes |
+//! | [`message`] | requests and answers as values, and as bytes; those about programs in `program` |
 //! | [`change`] | the part of a task's scheduling parameters that a request changes |
 //!
 //! Invariant: neither side follows what the other writes further than the slot. The kernel checks a request as it would a system
@@ -19,6 +19,7 @@ pub mod change;
 mod cursor;
 pub mod head;
 pub mod message;
+mod program;
 pub mod slot;
 
 /// First eight bytes of the region: "TVREQ\0\0\0".

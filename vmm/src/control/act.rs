@@ -138,6 +138,7 @@ impl Machine {
             streams: match streams {
                 StreamsChoice::Console => Streams::Console,
                 StreamsChoice::Null => Streams::Null,
+                StreamsChoice::Attached => Streams::Attached,
             },
             path: path.into_bytes(),
         }))?;
@@ -169,7 +170,8 @@ impl Machine {
         Ok(self.mailbox.ask(request)?)
     }
 
-    fn check_runs(&self) -> Result<(), Fault> {
+    /// It isn't paused.
+    pub(super) fn check_runs(&self) -> Result<(), Fault> {
         if self.run.paused() {
             let detail = "the machine is paused, so its kernel can't do anything";
             return Err(Fault::new(StatusCode::CONFLICT, detail, "POST /v1/vm/resume first"));

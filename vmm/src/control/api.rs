@@ -250,7 +250,7 @@ pub struct SpawnRequest {
     pub streams: StreamsChoice,
 }
 
-/// Where the output of a spawned program goes. It has no input.
+/// Where the streams of a spawned program go. It has input only if they are attached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum StreamsChoice {
@@ -259,6 +259,50 @@ pub enum StreamsChoice {
     Console,
     /// Nowhere
     Null,
+    /// To whoever asks for them, see /v1/programs
+    Attached,
+}
+
+/// `GET /v1/programs/{process}`: a program that was spawned with its streams attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Number of its process.
+    pub process: u32,
+    /// Whether it runs.
+    pub state: ProgramState,
+    /// Its exit code, if it has exited.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub code: Option<u8>,
+    /// Number of the signal, if it was killed by one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub signal: Option<u32>,
+}
+
+impl Program {
+    /// As a shell gives it; none while it runs.
+    pub fn exit_code(&self) -> Option<u8> {
+        let killed = |signal| u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128));
+        self.code.or(self.signal.map(killed))
+    }
+}
+
+/// Whether a program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProgramState {
+    /// It has not ended.
+    Running,
+    /// By itself.
+    Exited,
+    /// By a signal.
+    Killed,
+}
+
+/// A file that was put into the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// Its path there.
+    pub path: String,
 }
 
 /// What `PATCH /v1/clock` takes. Each that is there is done, in this order; the first that fails ends it.

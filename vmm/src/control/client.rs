@@ -1,13 +1,14 @@
 //! The client's side of the control socket, for `ctl` and `top`: one request after another over one connection.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request, Response, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,9 +16,12 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use super::api::Problem;
+use super::pieces::{Pieces, Sender, pieces};
 
 /// An answer that takes longer doesn't come.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes that are read at once to be sent.
+const PIECE: usize = 12 << 10;
 /// Bytes of an answer at most: some 600 for each of `guestview::MAX_TASKS`.
 const MAX_ANSWER: usize = 128 << 20;
 
@@ -77,8 +81,11 @@ pub enum ClientError {
 pub struct Client {
     path: PathBuf,
     runtime: Runtime,
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Content>,
 }
+
+/// What a request carries.
+type Content = Either<Full<Bytes>, Pieces>;
 
 impl Client {
     /// Connects.
@@ -130,12 +137,52 @@ impl Client {
         String::from_utf8(body.into()).map_err(answer)
     }
 
+    /// `DELETE path`.
+    pub fn delete(&mut self, path: &str) -> Result<(), ClientError> {
+        self.exchange(Method::DELETE, path, Bytes::new()).map(drop)
+    }
+
+    /// `GET path`, however long its answer takes.
+    pub fn wait_for<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        let mut body = Vec::new();
+        self.stream(path, &mut body, Path::new("memory"), None)?;
+        serde_json::from_slice(&body).map_err(|e| ClientError::Answer { what: path.to_owned(), detail: e.to_string() })
+    }
+
+    /// `PUT path` with all that can be read from `from`, however long that takes; the answer, parsed.
+    pub fn upload<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        from: impl Read + Send + 'static,
+    ) -> Result<T, ClientError> {
+        let Self { path: socket, runtime, sender } = self;
+        let (pieces, body) = pieces();
+        // It ends with its source, or when nobody takes its pieces any more.
+        thread::Builder::new().name("upload".to_owned()).spawn(|| feed(from, pieces)).map_err(ClientError::Start)?;
+        let (status, body) = runtime.block_on(async {
+            let answer = collect(begin(sender, Method::PUT, path, Either::Right(body)).await).await;
+            answer.map_err(|detail| broken(socket, &detail))
+        })?;
+        parse(path, &accepted(path, status, body)?)
+    }
+
     /// `GET path`, whatever its size, written to `out` as it comes. `to`: what to call that when it fails.
     pub fn download(&mut self, path: &str, out: &mut dyn Write, to: &Path) -> Result<(), ClientError> {
+        self.stream(path, out, to, Some(PATIENCE))
+    }
+
+    /// As [`Client::download`], with as much patience between two pieces; none: any.
+    pub fn stream(
+        &mut self,
+        path: &str,
+        out: &mut dyn Write,
+        to: &Path,
+        patience: Option<Duration>,
+    ) -> Result<(), ClientError> {
         let Self { path: socket, runtime, sender } = self;
         runtime.block_on(async {
             let lost = |detail: String| broken(socket, &detail);
-            let mut response = begin(sender, Method::GET, path, Bytes::new()).await.map_err(lost)?;
+            let mut response = begin(sender, Method::GET, path, Either::Left(Full::default())).await.map_err(lost)?;
             if !response.status().is_success() {
                 let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
                 let body = body.map_err(|e| broken(socket, &e.to_string()))?.to_bytes();
@@ -144,23 +191,25 @@ impl Client {
                 return Err(ClientError::Refused(serde_json::from_slice(&body).map_err(answer)?));
             }
             loop {
-                let frame = match tokio::time::timeout(PATIENCE, response.body_mut().frame()).await {
-                    Err(_) => return Err(ClientError::Silent { path: socket.clone() }),
-                    Ok(None) => return Ok(()),
-                    Ok(Some(frame)) => frame.map_err(|e| broken(socket, &e.to_string()))?,
+                let frame = response.body_mut().frame();
+                let frame = match patience {
+                    Some(patience) => match tokio::time::timeout(patience, frame).await {
+                        Err(_) => return Err(ClientError::Silent { path: socket.clone() }),
+                        Ok(frame) => frame,
+                    },
+                    None => frame.await,
                 };
-                if let Some(data) = frame.data_ref() {
-                    out.write_all(data).map_err(|source| ClientError::File { path: to.to_owned(), source })?;
+                let Some(frame) = frame else { return Ok(()) };
+                if let Some(data) = frame.map_err(|e| broken(socket, &e.to_string()))?.data_ref() {
+                    let written = out.write_all(data).and_then(|()| out.flush());
+                    written.map_err(|source| ClientError::File { path: to.to_owned(), source })?;
                 }
             }
         })
     }
 
     fn ask<T: DeserializeOwned>(&mut self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
-        let body = self.exchange(method, path, body)?;
-        // Nothing to say is `null`.
-        let text: &[u8] = if body.is_empty() { b"null" } else { &body };
-        serde_json::from_slice(text).map_err(|e| ClientError::Answer { what: path.to_owned(), detail: e.to_string() })
+        parse(path, &self.exchange(method, path, body)?)
     }
 
     /// One request; the body of its answer if that is no error.
@@ -174,11 +223,35 @@ impl Client {
                 }
             })?
         };
-        let answer = |e: serde_json::Error| ClientError::Answer { what: path.to_owned(), detail: e.to_string() };
-        if !status.is_success() {
-            return Err(ClientError::Refused(serde_json::from_slice(&body).map_err(answer)?));
+        accepted(path, status, body)
+    }
+}
+
+/// The body of an answer that is no error.
+fn accepted(path: &str, status: StatusCode, body: Bytes) -> Result<Bytes, ClientError> {
+    if status.is_success() { Ok(body) } else { Err(ClientError::Refused(parse(path, &body)?)) }
+}
+
+fn parse<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, ClientError> {
+    // Nothing to say is `null`.
+    let text = if body.is_empty() { b"null" } else { body };
+    serde_json::from_slice(text).map_err(|e| ClientError::Answer { what: path.to_owned(), detail: e.to_string() })
+}
+
+/// Reads pieces until there are no more, or nobody wants them.
+fn feed(mut from: impl Read, to: Sender) {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let piece = match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => Ok(Bytes::copy_from_slice(buffer.get(..n).unwrap_or(&buffer))),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+        let last = piece.is_err();
+        if to.blocking_send(piece).is_err() || last {
+            return;
         }
-        Ok(body)
     }
 }
 
@@ -187,12 +260,16 @@ fn broken(path: &Path, detail: &str) -> ClientError {
 }
 
 async fn request(
-    sender: &mut SendRequest<Full<Bytes>>,
+    sender: &mut SendRequest<Content>,
     method: Method,
     path: &str,
     body: Bytes,
-) -> Result<(hyper::StatusCode, Bytes), String> {
-    let response = begin(sender, method, path, body).await?;
+) -> Result<(StatusCode, Bytes), String> {
+    collect(begin(sender, method, path, Either::Left(Full::new(body))).await).await
+}
+
+async fn collect(response: Result<Response<Incoming>, String>) -> Result<(StatusCode, Bytes), String> {
+    let response = response?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| e.to_string())?;
     Ok((status, body.to_bytes()))
@@ -200,16 +277,18 @@ async fn request(
 
 /// Sends a request; the head of its answer.
 async fn begin(
-    sender: &mut SendRequest<Full<Bytes>>,
+    sender: &mut SendRequest<Content>,
     method: Method,
     path: &str,
-    body: Bytes,
+    body: Content,
 ) -> Result<Response<Incoming>, String> {
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "taskvisor");
-    if !body.is_empty() {
-        request = request.header(header::CONTENT_TYPE, "application/json");
-    }
-    let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
+    request = match &body {
+        Either::Left(whole) if whole.size_hint().exact() == Some(0) => request,
+        Either::Left(_) => request.header(header::CONTENT_TYPE, "application/json"),
+        Either::Right(_) => request.header(header::CONTENT_TYPE, "application/octet-stream"),
+    };
+    let request = request.body(body).map_err(|e| e.to_string())?;
     sender.ready().await.map_err(|e| e.to_string())?;
     sender.send_request(request).await.map_err(|e| e.to_string())
 }

@@ -13,6 +13,7 @@ use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::taskview::TaskKind;
 
 use super::api::{Exits, Pinned, Stats, TaskCounts, TaskName, Tasks, Vcpu, Vcpus, Vm, VmState};
+use super::programs::Streams;
 use super::runs::Runs;
 use crate::affinity::live::{self, LiveError};
 use crate::affinity::{Entry, sys};
@@ -65,6 +66,8 @@ pub struct Machine {
     pub mailbox: Mailbox,
     /// Whether it runs.
     pub run: Runs,
+    /// Which streams of programs have clients.
+    pub streams: Streams,
     /// Its guest's clock.
     pub clock: Clock,
     /// What records its guest on request.

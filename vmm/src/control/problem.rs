@@ -142,6 +142,13 @@ impl From<RequestError> for Fault {
                 Refusal::KernelTask => {
                     (StatusCode::UNPROCESSABLE_ENTITY, "take a task of kind user from GET /v1/tasks")
                 }
+                Refusal::NotAttached => {
+                    (StatusCode::NOT_FOUND, "POST /v1/tasks with {\"streams\": \"attached\"} starts such a program")
+                }
+                Refusal::InputClosed => (StatusCode::CONFLICT, "GET /v1/programs/N tells whether it runs"),
+                Refusal::TooManyAttached => {
+                    (StatusCode::INSUFFICIENT_STORAGE, "DELETE /v1/programs/N of one that isn't needed any more")
+                }
                 Refusal::NoMemory => (StatusCode::INSUFFICIENT_STORAGE, "give the guest more memory (--memory)"),
                 Refusal::NotFound => {
                     (StatusCode::UNPROCESSABLE_ENTITY, "add the file with --file, or give its full path")

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use axum::Extension;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
+use super::hangup::Hangup;
 use super::machine::Machine;
 use super::routes;
 use super::socket::{Socket, SocketError};
@@ -103,7 +105,11 @@ async fn accept(listener: UnixListener, machine: Machine) {
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let hangup = Hangup::of(&stream).unwrap_or_else(|error| {
+            log::debug!("a control client's end can't be noticed: {error}");
+            Hangup::default()
+        });
+        let service = TowerToHyperService::new(router.clone().layer(Extension(hangup)));
         tokio::spawn(async move {
             let mut http = http1::Builder::new();
             // A client may say that it has sent all (`nc -N`) and still waits for its answer.

@@ -15,6 +15,7 @@ use super::OPENAPI;
 use super::api::{Exits, Problem, TaskName, Vcpus, Vm};
 use super::client::{Client, ClientError};
 use super::machine::{Facts, Machine, VcpuThread};
+use super::programs::Streams;
 use super::routes;
 use super::runs::Runs;
 use super::server::{Listening, Server};
@@ -48,6 +49,7 @@ fn machine() -> Machine {
         reader,
         ram,
         run: Runs::new(run),
+        streams: Streams::default(),
         clock,
         trace: None,
     }

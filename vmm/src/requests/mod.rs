@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
-use vcpu_sched::requests::message::{self, Refusal, Request};
+use tokio::sync::watch;
+use vcpu_sched::requests::message::{self, READY, Refusal, Request};
 use vcpu_sched::requests::{HeaderError, VECTOR};
 
 use self::region::Region;
@@ -90,7 +91,15 @@ pub fn interrupt_through(vm: Arc<VmFd>) -> Interrupt {
 
 /// The guest rings when it has answered. Made before the devices are, whose doorbell port it listens to.
 #[derive(Debug, Clone, Default)]
-pub struct Bell(Arc<(Mutex<State>, Condvar)>);
+pub struct Bell(Arc<Ring>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    state: Mutex<State>,
+    rung: Condvar,
+    /// Changes when an attached program may have something to read, room for more, or have ended.
+    ready: watch::Sender<()>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -102,27 +111,31 @@ struct State {
 }
 
 impl Bell {
-    /// What the doorbell port calls. The number that it is given is the guest's word and isn't needed: who waits, looks.
+    /// What the doorbell port calls. The number that it is given is the guest's word: who waits, looks.
     pub fn listener(&self) -> impl FnMut(u32) + Send + 'static {
         let bell = self.clone();
-        move |_| bell.ring()
+        move |number| match number {
+            READY => drop(bell.0.ready.send_replace(())),
+            _ => bell.ring(),
+        }
     }
 
     fn ring(&self) {
         // The lock: who has looked and not begun to wait yet would miss it.
         drop(self.lock());
-        self.0.1.notify_all();
+        self.0.rung.notify_all();
     }
 
     /// The machine ends: who waits, waits no more.
     pub fn end(&self) {
         self.lock().ended = true;
-        self.0.1.notify_all();
+        self.0.rung.notify_all();
+        self.0.ready.send_replace(());
     }
 
     /// The state is whole at every moment, also after a panic.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a ring, until `deadline` at most. None: that has passed.
@@ -131,7 +144,7 @@ impl Bell {
         if left.is_zero() {
             return (state, false);
         }
-        let (state, _) = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = self.0.rung.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         (state, true)
     }
 }
@@ -164,6 +177,20 @@ impl Mailbox {
 
     /// As [`Mailbox::ask`], with a patience of its own.
     pub fn ask_within(&self, request: &Request, patience: Duration) -> Result<u64, RequestError> {
+        self.exchange(request, patience).map(|(value, _)| value)
+    }
+
+    /// As [`Mailbox::ask`]; the answer's body, too.
+    pub fn ask_for_bytes(&self, request: &Request) -> Result<(u64, Vec<u8>), RequestError> {
+        self.exchange(request, PATIENCE)
+    }
+
+    /// Changes when what an attached program's streams could not do before may be possible now.
+    pub fn ready(&self) -> watch::Receiver<()> {
+        self.bell.0.ready.subscribe()
+    }
+
+    fn exchange(&self, request: &Request, patience: Duration) -> Result<(u64, Vec<u8>), RequestError> {
         let deadline = Instant::now() + patience;
         let mut state = self.bell.lock();
         let (slot, sequence) = loop {
@@ -200,16 +227,17 @@ impl Mailbox {
             let ended = state.ended;
             let Some(region) = state.region.as_mut() else { return Err(RequestError::NoMailbox) };
             if region.is_answered(&self.ram, slot)? {
-                let head = region.answer(&self.ram, slot);
+                let answer = region.answer(&self.ram, slot);
                 drop(state);
                 // Somebody may wait for a slot.
-                self.bell.0.1.notify_all();
-                let head = head?;
+                self.bell.0.rung.notify_all();
+                let (head, body) = answer?;
                 if head.sequence != sequence {
                     return Err(RequestError::Broken("its answer belongs to another request"));
                 }
                 let outcome = message::outcome(&head);
-                return Ok(outcome.ok_or(RequestError::Broken("its answer is none that this version knows"))??);
+                let value = outcome.ok_or(RequestError::Broken("its answer is none that this version knows"))??;
+                return Ok((value, body));
             }
             if ended {
                 return Err(RequestError::Ended);

@@ -61,6 +61,11 @@ impl Region {
         GuestAddress(self.base + self.header.slot_at(slot) + offset)
     }
 
+    /// Bytes that a body may have. A header's slots have a page at least.
+    pub fn room(&self) -> usize {
+        self.header.slot_bytes as usize - BODY_AT as usize
+    }
+
     fn set(&mut self, slot: u32, to: Use) {
         if let Some(slot) = self.slots.get_mut(slot as usize) {
             *slot = to;
@@ -99,7 +104,7 @@ impl Region {
 
     /// Writes a request into a claimed slot, for the guest to take.
     pub fn post(&mut self, ram: &Ram, slot: u32, head: &RequestHead, body: &[u8]) -> Result<(), RequestError> {
-        let max = self.header.slot_bytes as usize - BODY_AT as usize;
+        let max = self.room();
         if body.len() > max {
             return Err(RequestError::TooLong { bytes: body.len(), max });
         }
@@ -117,13 +122,24 @@ impl Region {
     }
 
     /// Takes the answer, and gives the slot back.
-    pub fn answer(&mut self, ram: &Ram, slot: u32) -> Result<AnswerHead, RequestError> {
-        let mut bytes = [0; HEAD_BYTES];
-        let read = ram.read_slice(&mut bytes, self.at(slot, ANSWER_AT)).map_err(outside);
+    pub fn answer(&mut self, ram: &Ram, slot: u32) -> Result<(AnswerHead, Vec<u8>), RequestError> {
+        let answer = self.read_answer(ram, slot);
         let released = self.with_word(ram, slot, SlotWord::release)?;
         self.set(slot, if released { Use::Free } else { Use::Left });
-        read?;
-        Ok(AnswerHead::from_bytes(&bytes))
+        answer
+    }
+
+    fn read_answer(&self, ram: &Ram, slot: u32) -> Result<(AnswerHead, Vec<u8>), RequestError> {
+        let mut bytes = [0; HEAD_BYTES];
+        ram.read_slice(&mut bytes, self.at(slot, ANSWER_AT)).map_err(outside)?;
+        let head = AnswerHead::from_bytes(&bytes);
+        let len = head.len as usize;
+        if len > self.room() {
+            return Err(RequestError::Broken("its answer is longer than a slot"));
+        }
+        let mut body = vec![0; len];
+        ram.read_slice(&mut body, self.at(slot, BODY_AT)).map_err(outside)?;
+        Ok((head, body))
     }
 
     /// Nobody waits for the answer any more. True: the guest has not seen the request, and won't.

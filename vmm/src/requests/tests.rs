@@ -216,3 +216,41 @@ fn the_end_of_the_machine_ends_waiting() {
     });
     assert!(matches!(mailbox.ask(&Request::Ping), Err(RequestError::Ended)));
 }
+
+#[test]
+fn an_answer_has_its_own_bytes_and_no_more_than_a_slot_has() {
+    let (mailbox, guest) = machine(&header(), REGION);
+    let room = header().slot_bytes - BODY_AT as u32;
+    let asks: Vec<(u32, Option<usize>)> =
+        vec![(0, Some(0)), (5, Some(5)), (room, Some(room as usize)), (room + 1, None), (u32::MAX, None)];
+    let lengths: Vec<u32> = asks.iter().map(|(len, _)| *len).collect();
+    let guest = thread::spawn(move || {
+        for len in lengths {
+            assert_eq!(guest.interrupts.recv(), Ok(3));
+            let (slot, sequence, _) = guest.take().expect("a request was posted before the interrupt");
+            guest.ram.write_slice(b"bytes", Guest::at(slot, BODY_AT)).unwrap();
+            guest.answer(slot, &AnswerHead { len, ..answer(sequence, Ok(7)) });
+        }
+    });
+    for (len, expected) in asks {
+        match (mailbox.ask_for_bytes(&Request::Ping), expected) {
+            (Ok((7, bytes)), Some(expected)) => {
+                assert_eq!(bytes.len(), expected);
+                assert!(expected < 5 || bytes.starts_with(b"bytes"));
+            }
+            (Err(RequestError::Broken(_)), None) => {}
+            (other, _) => panic!("{len}: {other:?}"),
+        }
+    }
+    guest.join().unwrap();
+}
+
+#[test]
+fn news_of_programs_are_told_apart_from_answers() {
+    let (mailbox, guest) = machine(&header(), REGION);
+    let (ready, mut ring) = (mailbox.ready(), guest.bell.listener());
+    ring(2);
+    assert!(!ready.has_changed().unwrap());
+    ring(READY);
+    assert!(ready.has_changed().unwrap());
+}

@@ -39,6 +39,7 @@ use crate::config::{LogLevel, LogSink};
 use crate::console::terminal::RawMode;
 use crate::control;
 use crate::control::machine::{Facts, Machine};
+use crate::control::programs::Streams;
 use crate::control::runs::Runs;
 use crate::control::server::Listening;
 use crate::debug;
@@ -406,6 +407,7 @@ impl Vm {
             ram: self.ram.clone(),
             mailbox: self.mailbox(),
             run: Runs::new(self.run_control.clone()),
+            streams: Streams::default(),
             clock: self.clock.clone(),
             trace: self.recorder.as_ref().map(|r| r.live(self.options.vcpus, self.trace_header.clone())),
         }

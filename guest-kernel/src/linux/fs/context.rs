@@ -134,6 +134,11 @@ impl FsContext {
         })
     }
 
+    /// For a program whose streams are there already, 0 to 2.
+    pub fn new_attached(streams: &[FileRef; 3]) -> Self {
+        Self::with_streams(super::root(), |n| streams[usize::from(n)].clone())
+    }
+
     fn with_streams(root: Arc<dyn Inode>, stream: impl Fn(u8) -> FileRef) -> Self {
         let slots = (0..3).map(|n| Some(Slot { file: stream(n), close_on_exec: false })).collect();
         Self {

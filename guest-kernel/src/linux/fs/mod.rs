@@ -3,13 +3,14 @@
 //! From the outside in: `dispatch` takes system calls and hands them to `calls`; `context` holds a process's descriptors, `open_file`
 //! what they refer to (`locks` their locks), `inode` and `path` what has a name. File systems: `memfs` (the archive and tmpfs, one tree),
 //! `proc`, with `sys` for what /sys says of CPUs and nodes. Other files: `pipe`, `socket_pair`, `eventfd`, `signalfd`, `pidfd`,
-//! `epoll`, `tty`, `console_file`, `dev`.
+//! `epoll`, `tty`, `console_file`, `dev`. What the VMM does to pipes and files: `attached`.
 //!
 //! Lock order in this folder (left to right): a file's position -> tree (`memfs::RENAME`) -> a file's `order` or a pipe's ring ->
 //! user memory (which may fault) -> spin locks, which are leaves but for the order given in `epoll`. And by splice: a pipe's ring -> a
 //! file's position.
 
 mod archive;
+pub mod attached;
 mod calls;
 mod console_file;
 mod context;

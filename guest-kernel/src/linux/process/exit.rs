@@ -11,6 +11,7 @@ use super::signal::code::{CLD_EXITED, CLD_KILLED};
 use super::signal::flags::SA_NOCLDWAIT;
 use super::signal::{self, Action, SIGCHLD, SIGCONT, SIGHUP, SigInfo};
 use super::{Process, Thread, futex, table, timers};
+use crate::linux::fs::attached;
 use crate::linux::{start, strace};
 use crate::mm::user;
 use crate::sched;
@@ -88,6 +89,7 @@ fn end_process(process: &Arc<Process>, status: u32) {
     }
     timers::end(process);
     process.fs.close_all();
+    attached::ended(process.pid, status);
     current().replace_space(None);
     drop(process.set_space(None));
     process.set_image(Arc::default());

@@ -1,5 +1,6 @@
 //! `taskvisor ctl`: the control interface for people and shell scripts.
 
+mod attach;
 mod tables;
 mod trace;
 
@@ -13,8 +14,7 @@ pub use self::tables::{or_dash, state, table, time};
 use self::tables::{tasks_table, vcpus_table, vm_table};
 pub use self::trace::TraceCommand;
 use super::api::{
-    ClockChange, ClockOffset, Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, StreamsChoice, TaskChange,
-    Tasks, Vcpus, Vm,
+    ClockChange, ClockOffset, Pinned, Pins, SignalRequest, Spawned, Stats, StreamsChoice, TaskChange, Tasks, Vcpus, Vm,
 };
 use super::client::{Client, ClientError};
 use crate::clock::Status;
@@ -68,8 +68,13 @@ pub enum Question {
     Shutdown,
     /// Schedule a task otherwise; what isn't named stays
     Set(SetArgs),
-    /// Start a program that is in the guest
+    /// Start a program that is in the guest, or --host's
     Spawn(SpawnArgs),
+    /// Take over the streams of a program that was spawned with --streams attached, and end as it does
+    Attach {
+        /// Number of its process
+        process: u32,
+    },
     /// The guest's clock: what it is, and changes to it
     #[command(visible_alias = "clock")]
     Tsc(ClockArgs),
@@ -152,9 +157,15 @@ pub struct SpawnArgs {
     /// Set a variable of its environment
     #[arg(short, long = "env", value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// Where its output goes
+    /// Where its streams go
     #[arg(long, value_enum, default_value_t)]
     pub streams: StreamsChoice,
+    /// Its streams are those of this command, which waits for its end; the exit code is the program's
+    #[arg(short, long, conflicts_with = "streams")]
+    pub attach: bool,
+    /// PATH is a file of the host: it is put into the guest's /tmp and started from there
+    #[arg(long)]
+    pub host: bool,
     /// Path of the program in the guest
     pub path: String,
     /// Its arguments
@@ -162,11 +173,12 @@ pub struct SpawnArgs {
     pub args: Vec<String>,
 }
 
-/// Asks, and gives the answer as text: a table, or JSON (for lists, the list alone).
-pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, ClientError> {
+/// Asks, and gives the answer as text: a table, or JSON (for lists, the list alone); and an exit code, an attached program's if there
+/// is one.
+pub fn run(socket: &Path, question: Question, json: bool) -> Result<(String, u8), ClientError> {
     let mut client = Client::connect(socket)?;
     let show = Show { json };
-    Ok(match question {
+    let text = match question {
         Question::Status => show.one(&client.get::<Vm>("/v1/vm")?, vm_table),
         Question::Stats => show.one(&client.get::<Stats>("/v1/vm/stats")?, tables::stats_table),
         Question::Vcpus => {
@@ -192,9 +204,11 @@ pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, Clie
         Question::Set(SetArgs { task, changes }) => {
             show.task(&client.patch(&format!("/v1/tasks/{task}"), &changes.wanted())?)
         }
+        Question::Spawn(args) if args.attach => return Ok((String::new(), attach::spawn(socket, client, args)?)),
+        Question::Attach { process } => return Ok((String::new(), attach::attach(socket, client, process)?)),
         Question::Spawn(args) => {
-            let SpawnArgs { path, args, env, cwd, streams } = args;
-            let spawned: Spawned = client.send("/v1/tasks", &SpawnRequest { path, args, env, cwd, streams })?;
+            let request = args.wanted(&mut client)?;
+            let spawned: Spawned = client.send("/v1/tasks", &request)?;
             if json { pretty(&spawned) } else { format!("{}\n", spawned.process) }
         }
         Question::Tsc(args) => {
@@ -207,7 +221,8 @@ pub fn ask(socket: &Path, question: Question, json: bool) -> Result<String, Clie
         }
         Question::Trace { command } => trace::ask(&mut client, command, &show)?,
         Question::Metrics => client.text("/v1/metrics")?,
-    })
+    };
+    Ok((text, 0))
 }
 
 impl ClockArgs {

@@ -1,6 +1,7 @@
 //! Which path gives what. One table, which docs/openapi.json must match; the handlers lie in modules by resource.
 
 mod clock;
+mod programs;
 mod tasks;
 mod trace;
 mod vcpus;
@@ -49,6 +50,12 @@ fn table() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Shared>)>
         ("/v1/tasks/{id}/suspend", &["post"], post(tasks::suspend)),
         ("/v1/tasks/{id}/resume", &["post"], post(tasks::resume)),
         ("/v1/tasks/{id}/signal", &["post"], post(tasks::signal)),
+        ("/v1/programs/{process}", &["get", "delete"], get(programs::show).delete(programs::forget)),
+        ("/v1/programs/{process}/wait", &["get"], get(programs::wait)),
+        ("/v1/programs/{process}/stdin", &["put"], put(programs::stdin)),
+        ("/v1/programs/{process}/stdout", &["get"], get(programs::stdout)),
+        ("/v1/programs/{process}/stderr", &["get"], get(programs::stderr)),
+        ("/v1/files/{name}", &["put"], put(programs::store)),
         ("/v1/clock", &["get", "patch"], get(clock::show).patch(clock::change)),
         ("/v1/trace", &["get"], get(trace::show)),
         ("/v1/trace/start", &["post"], post(trace::start)),
@@ -81,7 +88,7 @@ pub fn router(machine: Shared) -> Router {
 }
 
 /// Does what may wait for the guest, on a thread that may. A client that goes away meanwhile changes nothing.
-async fn waiting<T, F>(machine: Shared, act: F) -> Result<T, Fault>
+pub(super) async fn waiting<T, F>(machine: Shared, act: F) -> Result<T, Fault>
 where
     T: Send + 'static,
     F: FnOnce(&Machine) -> Result<T, Fault> + Send + 'static,
@@ -91,6 +98,11 @@ where
         let detail = "the request broke off in the VMM, which is a defect of it";
         Err(Fault::new(StatusCode::INTERNAL_SERVER_ERROR, detail, "its standard error says more"))
     })
+}
+
+fn number(what: &str, number: Number) -> Result<u32, Fault> {
+    let Path(number) = number.map_err(|e| Fault::path(what, &e))?;
+    Ok(number)
 }
 
 fn json<T: Serialize>(value: T) -> Answer {
