@@ -2,9 +2,9 @@
 //!
 //! The guest kernel supplies what only a kernel can (stack switch, IPI, timer, interrupt state); this crate supplies
 //! what can be reasoned about and tested on any host. It is `no_std`, has no dependency, and knows neither KVM nor paging;
-//! `unsafe` is refused everywhere but in [`runtime`]. The guest kernel runs it in ring 0, which on some hosts is interpreted
-//! at about 1.4 million instructions a second: every function that runs at a switch or a wake-up is therefore short and
-//! doesn't divide.
+//! `unsafe` is refused everywhere but in [`runtime`] and [`rcu`]. The guest kernel runs it in ring 0, which on some hosts is
+//! interpreted at about 1.4 million instructions a second: every function that runs at a switch or a wake-up is therefore
+//! short and doesn't divide.
 //!
 //! | module | what lives there | on the hot path |
 //! | --- | --- | --- |
@@ -28,6 +28,7 @@
 //! | [`requests`] | what a VMM asks of its guest | no |
 //! | [`delegation`] | scheduling from outside the guest: the memory, the messages, the commits | with an agent |
 //! | [`runtime`] | futures as tasks: their life, queues, executors | with tasks |
+//! | [`rcu`] | readers without locks or atomics, and when they have gone | yes |
 //! | [`taskdebug`] | how a guest lets its VMM debug programs | no |
 //!
 //! # Three rules that hold everywhere
@@ -58,6 +59,7 @@ pub mod ids;
 pub mod params;
 pub mod placement;
 pub mod policy;
+pub mod rcu;
 pub mod requests;
 pub mod runqueue;
 pub mod runtime;

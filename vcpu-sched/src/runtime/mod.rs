@@ -8,6 +8,7 @@
 //! | [`Runtime`], [`Worker`] | all queues together; the executor of one CPU |
 //! | [`JoinHandle`], [`scope`](fn@scope) | waiting for tasks, cancelling them |
 //! | [`budget`] | nobody stays on a CPU for ever |
+//! | [`sync`], [`time`], [`combine`] | what a future waits for |
 //! | [`Platform`], [`lock`] | what the kernel supplies |
 //!
 //! # The invariants
@@ -15,13 +16,14 @@
 //! 2. A wake-up between the start of a poll and the moment the task is blocked queues it again: the state's word decides.
 //! 3. A waker may be used and dropped anywhere, in interrupts too: it takes no lock and runs nobody's destructor.
 //!
-//! This module has `unsafe`, which the rest of the crate refuses: a task is shared between queues, wakers and its
+//! This module and [`rcu`](crate::rcu) have `unsafe`, which the rest of the crate refuses: a task is shared between queues, wakers and its
 //! handle by a protocol that no type of the language tells. Each `unsafe` names the edge of the table, or the lock, that
 //! makes the caller the owner; loom models check them with memory that notices a second user.
 // Elsewhere in the crate it is refused.
 #![allow(unsafe_code)]
 
 pub mod budget;
+pub mod combine;
 mod executor;
 mod header;
 mod inbox;
@@ -33,7 +35,9 @@ mod registry;
 mod ring;
 mod scope;
 pub mod state;
+pub mod sync;
 mod task;
+pub mod time;
 mod worker;
 
 #[cfg(all(test, loom))]

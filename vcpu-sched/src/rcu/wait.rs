@@ -1,0 +1,56 @@
+//! Waiting for a period as a future. Anyone may; the invariant is that of the list under it: who goes takes nothing with him.
+
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+use super::domain::{Domain, RcuPlatform};
+use super::grace::Cookie;
+use crate::runtime::sync::waiters::Node;
+
+/// Waits until all readers from before it was made have gone. Somebody must call [`Domain::advance`] meanwhile, as for callbacks.
+#[must_use = "a future does nothing until it is polled"]
+pub struct Synchronize<'a, P: RcuPlatform> {
+    domain: &'a Domain<P>,
+    cookie: Cookie,
+    node: Node,
+}
+
+impl<P: RcuPlatform> Domain<P> {
+    /// Waits until all readers of now have gone. A guard can't be held meanwhile: it isn't `Send`, and a task is.
+    pub fn synchronize(&self) -> Synchronize<'_, P> {
+        Synchronize { domain: self, cookie: self.cookie(), node: Node::new() }
+    }
+}
+
+impl<P: RcuPlatform> Future for Synchronize<'_, P> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.into_ref().get_ref();
+        // SAFETY: pinned with the future.
+        let node = unsafe { Pin::new_unchecked(&this.node) };
+        let (over, old) = this.domain.inner.with(|inner| {
+            let over = inner.periods.is_over(this.cookie);
+            // SAFETY: the node is in this list or none, and its future's drop takes it out.
+            let old = unsafe {
+                match over {
+                    true => inner.waiters.leave(node).1,
+                    false => inner.waiters.wait(node, this.cookie.0 as usize, cx.waker()),
+                }
+            };
+            (over, old)
+        });
+        drop(old);
+        if over { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl<P: RcuPlatform> Drop for Synchronize<'_, P> {
+    fn drop(&mut self) {
+        // SAFETY: whoever pinned the future keeps it where it is until this drop is over.
+        let node = unsafe { Pin::new_unchecked(&self.node) };
+        // SAFETY: as in `poll`. The end of a period is everybody's: there is nothing to pass on.
+        drop(self.domain.inner.with(|inner| unsafe { inner.waiters.leave(node).1 }));
+    }
+}
