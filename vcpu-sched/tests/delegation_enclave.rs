@@ -15,6 +15,7 @@ use vcpu_sched::delegation::check::How;
 use vcpu_sched::delegation::enclave::{Arrival, Config, Enclave, EnclaveError, NewTask, Occasion, Pick};
 use vcpu_sched::delegation::layout::{Layout, Region, Sizes};
 use vcpu_sched::delegation::message::{Message, MessageType as M};
+use vcpu_sched::delegation::pick::{Entry, Filler};
 use vcpu_sched::delegation::task::{Leave, Place};
 use vcpu_sched::delegation::txn::{Request, Slot, TxnState as S};
 use vcpu_sched::ids::{CpuId, Nanos};
@@ -317,6 +318,20 @@ fn special_numbers_unschedule_and_idle() {
     pair.kinds();
     pair.enclave.higher_class(C0, true, T);
     assert_eq!(pair.kinds(), [M::NotIdle]);
+}
+
+#[test]
+fn a_ring_entry_with_a_special_number_latches_nobody() {
+    let mut pair = Pair::new(2);
+    let task = pair.queued();
+    pair.run(task, C1, 0);
+    let mut filler = Filler::attach(&pair.region, C0);
+    for gtid in [GTID_NONE, GTID_IDLE, GTID_AGENT] {
+        assert!(filler.put(&pair.region, C0, &Entry { slot: task, task_barrier: 0, gtid }));
+        assert_eq!(pair.enclave.pick(C0, None, T), Pick::Idle, "{gtid:#x}");
+        assert_eq!(pair.enclave.place(task), Some(Place::OnCpu(C1)));
+        assert!(pair.enclave.is_consistent());
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub fn run() -> ! {
     loop {
         instr::cli();
         let me = cpu::this();
+        delegated::poll(me);
         // The race with a remote enqueue is decided in `SleepState`: either the waker sees that we sleep and sends an
         // interrupt, or we see its kick here and look again.
         if me.need_resched.load(Ordering::Relaxed) || !me.sleep.prepare_idle() || delegated::is_asked(me) {

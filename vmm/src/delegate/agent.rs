@@ -10,7 +10,7 @@ use vcpu_sched::delegation::agent::{Agent, AgentError, Options};
 use vcpu_sched::ids::{CpuId, Nanos};
 
 use super::region::{EnclaveError, Mapped};
-use super::{Bell, Delegate, Figures, Kicks};
+use super::{Bell, Delegate, Figures, Kicks, Watch};
 use crate::clock::Clock;
 use crate::guestview::Reader;
 use crate::memory::Ram;
@@ -39,6 +39,8 @@ pub struct Desk {
     pub kicks: Kicks,
     /// What wakes it.
     pub bell: Arc<Bell>,
+    /// What the host does with the vCPUs.
+    pub watch: Watch,
 }
 
 /// The running agent; ended when dropped.
@@ -51,7 +53,7 @@ pub struct Thread {
 
 impl Thread {
     /// Starts it. It waits for the guest's directory first.
-    pub fn start(desk: Desk) -> io::Result<Self> {
+    pub fn start(mut desk: Desk) -> io::Result<Self> {
         let (bell, figures) = (desk.bell.clone(), Arc::new(Figures::default()));
         let noted = figures.clone();
         let thread = thread::Builder::new().name("agent".into()).spawn(move || {
@@ -106,7 +108,7 @@ enum WorkError {
 }
 
 impl Desk {
-    fn work(&self, figures: &Figures) -> Result<(), WorkError> {
+    fn work(&mut self, figures: &Figures) -> Result<(), WorkError> {
         let mapped = loop {
             match Mapped::find(&self.reader, &self.ram) {
                 Ok(mapped) => break mapped,
@@ -119,6 +121,8 @@ impl Desk {
             }
         };
         let region = mapped.region()?;
+        // Before the policy is made: it may want to know who shares a core.
+        self.watch.look(&region, self.now());
         let sleeps = self.wanted.cpu.is_none();
         let options = Options { nonce: nonce(), sleeps, tunables: 0, runnable_timeout: 0 };
         let mut agent = Agent::attach(region, options, self.wanted.policy.make(&region))?;
@@ -126,7 +130,8 @@ impl Desk {
         if let Some(cpu) = region.cpu_set().first() {
             self.kicks.kick(cpu.0);
         }
-        let mut kicker = |cpu: CpuId| self.kicks.kick(cpu.0);
+        let kicks = self.kicks.clone();
+        let mut kicker = |cpu: CpuId| kicks.kick(cpu.0);
         let (mut idle, mut naps, mut turn, mut now) = (0, 0, 0_u32, self.now());
         let ended = loop {
             if self.bell.has_ended() {
@@ -134,6 +139,7 @@ impl Desk {
             }
             if turn.is_multiple_of(TURNS_A_CLOCK) {
                 now = self.now();
+                self.watch.look(&region, now);
             }
             turn = turn.wrapping_add(1);
             match agent.step(now, &mut kicker) {

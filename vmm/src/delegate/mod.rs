@@ -1,12 +1,13 @@
 //! `--delegate`: an agent of the VMM's own, which schedules the guest's delegated tasks (docs/delegation.md).
 //!
-//! [`crate::vm`] makes an [`Office`] before the devices are, and starts the agent's thread with the vCPUs. The agent is
+//! [`crate::vm`] makes a [`Bell`] before the devices are, and starts the agent's thread ([`Thread`]) after the vCPUs'. The agent is
 //! `vcpu_sched::delegation::agent`, over the enclave's memory in guest RAM; what is here gives it a thread, a clock, and a way to
 //! interrupt vCPUs. A decision costs no exit: messages and commits go by memory, and only a vCPU that halts or runs something is
 //! interrupted. Invariants: what the guest writes there is checked by that crate, so the agent neither panics nor hangs; the event
 //! loop and the vCPUs never wait for the agent.
 
 mod agent;
+mod host;
 mod region;
 
 use std::fmt::Write;
@@ -24,6 +25,7 @@ use vcpu_sched::delegation::policies::named::Spec;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use self::agent::{Desk, Thread};
+pub use self::host::Watch;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

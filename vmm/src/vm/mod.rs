@@ -261,12 +261,14 @@ impl Vm {
     }
 
     /// Starts who schedules the guest's tasks.
-    fn agent(&self) -> io::Result<Option<delegate::Thread>> {
+    fn agent(&self, threads: &Threads) -> io::Result<Option<delegate::Thread>> {
         let Some((wanted, bell)) = self.options.delegate.zip(self.agent_bell.clone()) else { return Ok(None) };
         let apic_ids = (0..self.options.vcpus).map(|vcpu| self.topology.apic_id(vcpu));
         let kicks = delegate::Kicks::new(self.fd.clone(), apic_ids);
+        let core = |vcpu| self.topology.apic_id(vcpu) >> self.topology.thread_bits();
+        let watch = delegate::Watch::new((0..).zip(threads.tids()).map(|(vcpu, tid)| (tid, core(vcpu))));
         let (reader, ram, clock) = (self.reader.clone(), self.ram.clone(), self.clock.clone());
-        delegate::Thread::start(delegate::Desk { wanted, reader, ram, clock, kicks, bell }).map(Some)
+        delegate::Thread::start(delegate::Desk { wanted, reader, ram, clock, kicks, bell, watch }).map(Some)
     }
 
     /// Runs the guest to its end on threads of its own, with the event loop in this one.
@@ -303,7 +305,7 @@ impl Vm {
         };
         let debugger = debugger.transpose().map_err(host("can't start the debugger's thread"))?;
         let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
-        let agent = self.agent().map_err(host("can't start the agent's thread"))?;
+        let agent = self.agent(&threads).map_err(host("can't start the agent's thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         // The last one: from here on nothing is opened any more.
         sandbox::enter(Kind::Main)?;

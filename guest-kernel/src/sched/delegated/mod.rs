@@ -23,7 +23,7 @@ mod hosted;
 mod moves;
 mod region;
 
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use vcpu_sched::delegation::enclave::Occasion;
 use vcpu_sched::delegation::txn::Rest;
@@ -33,6 +33,7 @@ use vcpu_sched::params::{Class, SchedParams};
 
 use super::Queue;
 use super::place::{self, Why};
+use crate::arch::instr;
 use crate::cpu::{self, Cpu};
 use crate::task::{Task, TaskRef};
 use crate::time;
@@ -52,6 +53,8 @@ const ON: u8 = 2;
 static TICKS: AtomicBool = AtomicBool::new(false);
 /// Programs start in the class.
 static ALL: AtomicBool = AtomicBool::new(false);
+/// How often an idle CPU looks for a commit before it halts, if the agent polls.
+static SPIN: AtomicU32 = AtomicU32::new(0);
 /// How late the watchdog may be.
 const TICK: Nanos = Nanos::from_millis(20);
 
@@ -188,6 +191,44 @@ fn cap_now(cpu: &Cpu, look: u64) -> u64 {
         cpu.watch_at.store(at, Ordering::Relaxed);
     }
     look.min(at)
+}
+
+/// This CPU has nothing to do: polls for a while, if the agent is one that polls, too. A commit then costs no interrupt. Own CPU,
+/// interrupts off; they are let in between two looks.
+pub(super) fn poll(me: &Cpu) {
+    let turns = SPIN.load(Ordering::Relaxed);
+    if turns == 0 || !on() {
+        return;
+    }
+    let begun = hosted::with(|hosted, now| {
+        let enclave = &mut hosted.enclave;
+        let polls = enclave.is_prompt();
+        if polls && enclave.rest(me.id, Rest::Polls) {
+            enclave.poll(me.id, Occasion::Idle, now);
+        }
+        (polls && !enclave.wants(me.id)).then(|| enclave.transaction_of(me.id)).flatten()
+    });
+    let Some((transaction, effects)) = begun else { return };
+    effects::carry_out(me, effects);
+    let Some(transaction) = transaction else { return };
+    for _ in 0..turns {
+        if transaction.is_ready() || me.need_resched.load(Ordering::Relaxed) {
+            break;
+        }
+        core::hint::spin_loop();
+        instr::sti();
+        instr::cli();
+    }
+    // Whatever it does next, it must be kicked again.
+    let ended = hosted::with(|hosted, now| {
+        let enclave = &mut hosted.enclave;
+        enclave.rest(me.id, Rest::Runs) && enclave.poll(me.id, Occasion::Idle, now) || enclave.wants(me.id)
+    });
+    let Some((asked, effects)) = ended else { return };
+    effects::carry_out(me, effects);
+    if asked {
+        want(me);
+    }
 }
 
 /// This CPU is about to halt. True: it must look again first. Own CPU, interrupts off.

@@ -9,7 +9,8 @@ use vcpu_sched::directory::{Entry, EntryKind};
 use vcpu_sched::ids::Nanos;
 
 use super::super::online_mask;
-use super::{ALL, hosted};
+use super::{ALL, SPIN, hosted};
+use crate::arch::features::{Features, has};
 use crate::boot::cmdline;
 use crate::cpu;
 use crate::directory;
@@ -25,6 +26,11 @@ const CHANNELS: u32 = 2;
 const CHANNEL_LEN: u32 = 1024;
 /// Tasks that can be left ready for a CPU.
 const PICK_LEN: u32 = 16;
+
+/// Looks of an idle CPU before it halts, some 20 us where ring 0 runs at full speed: what a halt and an interrupt cost is less than that.
+const SPIN_TURNS: u32 = 500;
+/// The same where ring 0 is interpreted, some 100 us: an interrupt costs more there.
+const SPIN_SLOW: u32 = 20;
 
 /// Why there is no enclave.
 enum Failed {
@@ -67,6 +73,8 @@ fn make() -> Result<(), Failed> {
         let _ = enclave.rest(cpu.id, Rest::Halts);
     }
     hosted::set(enclave);
+    let turns = cmdline::get("enclave_spin").and_then(|text| text.parse().ok());
+    SPIN.store(turns.unwrap_or(if has(Features::SLOW_RING0) { SPIN_SLOW } else { SPIN_TURNS }), Ordering::Relaxed);
     ALL.store(cmdline::get("delegate") == Some("all"), Ordering::Relaxed);
     directory::add(Entry { kind: EntryKind::Enclave as u32, index: 0, address: base.0, len: bytes, extra: 0 });
     Ok(())

@@ -4,6 +4,7 @@ use super::super::abi::message_flags;
 use super::super::layout::Region;
 use super::super::message::{Message, MessageType};
 use super::super::policies::{Policy, Ready, View};
+use super::super::txn::TxnState;
 use super::Agent;
 use crate::cpumask::CpuMask;
 use crate::ids::{CpuId, Nanos};
@@ -42,6 +43,8 @@ pub struct TaskInfo {
     pub nice: i16,
     /// Where it ran last.
     pub last_cpu: CpuId,
+    /// CPUs of the first 64 on which the guest didn't let it run.
+    barred: u64,
 }
 
 impl TaskInfo {
@@ -53,7 +56,13 @@ impl TaskInfo {
         runtime: Nanos::ZERO,
         nice: 0,
         last_cpu: CpuId(0),
+        barred: 0,
     };
+
+    /// Has the guest refused to run it there, and nothing changed since?
+    pub fn is_barred(&self, cpu: CpuId) -> bool {
+        cpu.0 < u64::BITS && self.barred >> cpu.0 & 1 != 0
+    }
 }
 
 /// What the agent keeps of a CPU.
@@ -135,6 +144,15 @@ impl Books {
     pub fn set_state(&mut self, slot: u32, state: TaskState) {
         if let Some(task) = self.tasks.get_mut(slot as usize) {
             task.state = state;
+        }
+    }
+
+    /// The guest didn't let it run there.
+    pub fn bar(&mut self, slot: u32, cpu: CpuId) {
+        if let Some(task) = self.tasks.get_mut(slot as usize)
+            && cpu.0 < u64::BITS
+        {
+            task.barred |= 1 << cpu.0;
         }
     }
 
@@ -260,8 +278,17 @@ impl<P: Policy> Agent<'_, P> {
                 self.take_from_policy(slot, now);
                 self.books.run_on(slot, message.cpu, message.time, newest);
             }
+            M::AffinityChanged => {
+                if let Some(task) = self.books.tasks.get_mut(slot as usize) {
+                    task.barred = 0;
+                }
+                self.let_in(slot, now);
+            }
             // What was left ready, is not any more; it is still where it was.
             M::LatchFailure if self.books.state(slot) == TaskState::Runnable => {
+                if message.extra == TxnState::NotPermitted as u64 {
+                    self.books.bar(slot, message.cpu);
+                }
                 self.take_from_policy(slot, now);
                 self.make_runnable(slot, Ready::Refused, now);
             }
@@ -300,6 +327,7 @@ impl<P: Policy> Agent<'_, P> {
             });
         }
         self.policy.forget(slot);
+        self.outside.retain(|&parked| parked != slot);
         if let Some(task) = self.books.tasks.get_mut(slot as usize) {
             *task = TaskInfo::UNKNOWN;
         }

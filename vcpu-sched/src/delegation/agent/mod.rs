@@ -107,6 +107,8 @@ pub struct Agent<'m, P> {
     accepted: bool,
     counters: Counters,
     decisions: Decisions,
+    /// Tasks that may run on none of the CPUs that are idle: kept from the policy until one is.
+    outside: Vec<u32>,
     policy: P,
 }
 
@@ -145,6 +147,7 @@ impl<'m, P: Policy> Agent<'m, P> {
             accepted: false,
             counters: Counters::default(),
             decisions: Decisions::default(),
+            outside: Vec::new(),
             region,
             options,
             policy,

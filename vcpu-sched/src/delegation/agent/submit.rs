@@ -52,6 +52,10 @@ impl<P: Policy> Agent<'_, P> {
                 self.counters.refused += 1;
                 self.books.change(cpu, |state| state.available = false);
             }
+            TxnState::NotPermitted => {
+                self.counters.refused += 1;
+                self.books.bar(submitted, cpu);
+            }
             _ => self.counters.refused += 1,
         }
         if is_task && self.books.state(submitted) == TaskState::Submitted(cpu) {
@@ -66,6 +70,7 @@ impl<P: Policy> Agent<'_, P> {
 
     /// Asks the policy, and submits what it decided.
     pub(super) fn decide(&mut self, now: Nanos, kicker: &mut impl Kicker) -> bool {
+        self.let_some_in(now);
         let mut decisions = core::mem::take(&mut self.decisions);
         self.policy.decide(&self.books.view(self.region, now), &mut decisions);
         let any = !decisions.is_empty();
@@ -83,8 +88,48 @@ impl<P: Policy> Agent<'_, P> {
         any
     }
 
+    /// Where the decision can be carried out: where the policy wants it, or, if the task may not run there, on another CPU that is
+    /// idle, so that no policy has to know of affinities. `None`: nowhere now. The task is kept until that changes.
+    fn redirected(&mut self, decision: &Decision) -> Option<CpuId> {
+        let Target::Task(slot) = decision.target else { return Some(decision.cpu) };
+        let task = self.books.tasks.get(slot as usize).filter(|task| task.is_barred(decision.cpu));
+        let Some(task) = task else { return Some(decision.cpu) };
+        if task.state != TaskState::Runnable {
+            return None;
+        }
+        if decision.group.is_none()
+            && let Some(cpu) = self.books.idle.iter().find(|&cpu| !task.is_barred(cpu))
+        {
+            return Some(cpu);
+        }
+        self.books.set_state(slot, TaskState::Blocked);
+        self.outside.push(slot);
+        None
+    }
+
+    /// Gives tasks that were kept back to the policy, if a CPU is idle on which they may run.
+    fn let_some_in(&mut self, now: Nanos) {
+        if self.outside.is_empty() {
+            return;
+        }
+        for slot in self.outside.clone() {
+            let task = self.books.tasks.get(slot as usize);
+            if task.is_some_and(|task| self.books.idle.iter().any(|cpu| !task.is_barred(cpu))) {
+                self.let_in(slot, now);
+            }
+        }
+    }
+
+    /// The task may be decided on again, if it was kept.
+    pub(super) fn let_in(&mut self, slot: u32, now: Nanos) {
+        if let Some(at) = self.outside.iter().position(|&kept| kept == slot) {
+            self.outside.swap_remove(at);
+            self.make_runnable(slot, Ready::Refused, now);
+        }
+    }
+
     fn submit(&mut self, decision: &Decision, now: Nanos, kicker: &mut impl Kicker) {
-        let cpu = decision.cpu;
+        let Some(cpu) = self.redirected(decision) else { return };
         let open = self.books.open.test(cpu);
         let (gtid, slot, barrier) = match decision.target {
             Target::Task(slot) => match self.books.tasks.get(slot as usize) {
@@ -126,7 +171,12 @@ impl<P: Policy> Agent<'_, P> {
 
     /// Puts a task that the policy keeps into a CPU's pick-next ring.
     fn leave_ready(&mut self, cpu: CpuId, slot: u32) {
-        let Some(task) = self.books.tasks.get(slot as usize).filter(|task| task.state == TaskState::Runnable) else {
+        let Some(task) = self
+            .books
+            .tasks
+            .get(slot as usize)
+            .filter(|task| task.state == TaskState::Runnable && !task.is_barred(cpu))
+        else {
             return;
         };
         let entry = Entry { slot, task_barrier: task.barrier, gtid: task.gtid };

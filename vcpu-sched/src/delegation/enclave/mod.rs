@@ -37,7 +37,7 @@ use super::message::{Message, MessageType};
 use super::pick::Taker;
 use super::status::{CpuStatus, Status};
 use super::task::{Place, Record, Tells};
-use super::txn::{Request, Rest};
+use super::txn::{Request, Rest, Slot};
 use crate::cpumask::CpuMask;
 use crate::ids::{CpuId, Nanos};
 use crate::sync::Ordering;
@@ -234,6 +234,16 @@ impl<'m> Enclave<'m> {
     /// What must be done outside; nothing is left.
     pub fn take_effects(&mut self) -> Effects {
         core::mem::take(&mut self.effects)
+    }
+
+    /// Is it worth a CPU's while to poll before it halts? The agent does, so its answer comes soon.
+    pub fn is_prompt(&self) -> bool {
+        matches!(self.life, Life::Online { sleeps: false, .. })
+    }
+
+    /// The transaction of a CPU, for one that polls: a look without the enclave's lock.
+    pub fn transaction_of(&self, cpu: CpuId) -> Option<Slot<'m>> {
+        self.region.transaction(cpu).and_then(Slot::new)
     }
 
     /// Must the CPU schedule, because of a commit or of something that happened to the task that it runs? For who was

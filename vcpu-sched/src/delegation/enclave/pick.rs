@@ -4,11 +4,11 @@
 //! give way; the pick-next ring, looked at once; nothing. The invariant: a task is returned only if it was latched for this CPU,
 //! or runs here.
 
-use super::super::abi::run_flags;
+use super::super::abi::{GTID_AGENT, GTID_IDLE, GTID_NONE, run_flags};
 use super::super::check::How;
 use super::super::message::MessageType;
 use super::super::task::Event;
-use super::super::txn::{Request, Rest, Slot};
+use super::super::txn::{Request, Rest, Slot, TxnState};
 use super::{AgentTask, Enclave, EnclaveError, Occasion, SlotId};
 use crate::ids::{CpuId, Nanos};
 
@@ -71,9 +71,17 @@ impl Enclave<'_> {
             let region = self.region;
             let entry = self.cpu_mut(cpu)?.taker.take(&region, cpu)?;
             let request = Request::run(cpu, entry.gtid, entry.slot, entry.task_barrier);
-            match self.verdict(cpu, &request, How::Remote) {
+            // Only tasks: the special numbers ask for something else of a CPU, and name no slot.
+            let verdict = match entry.gtid {
+                GTID_NONE | GTID_AGENT | GTID_IDLE => Err(TxnState::InvalidTarget),
+                _ => self.verdict(cpu, &request, How::Remote),
+            };
+            // The check has seen it queued under the same lock.
+            let verdict = verdict.and_then(|()| {
+                self.apply(entry.slot, Event::Latch(cpu), now).map(|_| ()).map_err(|_| TxnState::TargetNotRunnable)
+            });
+            match verdict {
                 Ok(()) => {
-                    let _ = self.apply(entry.slot, Event::Latch(cpu), now);
                     if let Some(task) = self.task_mut(entry.slot) {
                         // The agent can't know which entry was taken but by this message.
                         task.run_flags = run_flags::SEND_TASK_ON_CPU;

@@ -1,0 +1,112 @@
+//! Programs whose tasks an agent schedules: the VMM's own, by every policy, and what becomes of them when it is thrown out.
+
+use std::path::Path;
+
+use taskvisor_tests::checked::run_checked;
+use taskvisor_tests::guest::program;
+use taskvisor_tests::{Guest, Outcome, TempDir, on_1_2_and_4_vcpus, prereq, serial};
+
+/// A hundred lines of ordinary shell.
+const POSIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/posix.sh");
+/// Longer than any wait on a loaded machine: what is tested is who decides, not how fast.
+const PATIENCE: [&str; 2] = ["--delegate-timeout", "60s"];
+
+fn delegated(guest: Guest, policy: &str) -> Guest {
+    let guest = PATIENCE.into_iter().fold(guest, Guest::flag);
+    guest.flag("--delegate").flag(policy).flag("--stats")
+}
+
+/// One of the figures that `--stats` tells of the agent.
+fn figure(outcome: &Outcome, name: &str) -> u64 {
+    let line = outcome.stderr.lines().find_map(|line| line.strip_prefix("stats: agent "));
+    let value = line.and_then(|line| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')));
+    value
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_else(|| outcome.fail(&format!("no figure {name} of the agent")))
+}
+
+/// The agent decided to the end.
+fn expect_delegated(outcome: &Outcome) {
+    if figure(outcome, "commits") == 0 || outcome.stderr.contains("enclave: agent") {
+        outcome.fail("the agent didn't decide to the end");
+    }
+}
+
+on_1_2_and_4_vcpus! {
+    fn a_pipeline(guest: Guest) {
+        let Some(busybox) = prereq::busybox() else { return };
+        let host = taskvisor_tests::Run::new(&busybox).args(["sh", "-c", PIPELINE]).run();
+        let (outcome, _) = run_checked(delegated(guest, "fifo"), &busybox, ["sh", "-c", PIPELINE]);
+        outcome.expect_code(0);
+        assert_eq!(outcome.stdout, host.stdout);
+        expect_delegated(&outcome);
+    }
+    fn a_bash_script(guest: Guest) {
+        let (Some(bash), Some(busybox)) = (prereq::bash(), prereq::busybox()) else { return };
+        let work = TempDir::new();
+        let host = taskvisor_tests::Run::new(&bash).arg(POSIX).env("BUSYBOX", &busybox).env("WORK", work.path()).run();
+        let guest = guest.file(Path::new(POSIX), "/script.sh").file(&busybox, "/bin/busybox");
+        let guest = guest.env("BUSYBOX", "/bin/busybox").env("WORK", "/tmp");
+        let outcome = delegated(guest, "fifo").run(&bash, ["/script.sh"]);
+        outcome.expect_code(0);
+        assert_eq!(outcome.stdout, host.stdout);
+        expect_delegated(&outcome);
+    }
+    fn a_thread_pool(guest: Guest) {
+        let outcome = delegated(guest, "shinjuku:20000").run(&program("rust/pool"), ["4", "100"]);
+        outcome.expect_code(0).expect_stdout("PASS");
+        expect_delegated(&outcome);
+    }
+}
+
+/// Three processes and two pipes.
+const PIPELINE: &str = "seq 1 2000 | sort -rn | md5sum";
+
+#[test]
+fn every_policy_brings_a_pipeline_to_its_end() {
+    let Some(busybox) = prereq::busybox() else { return };
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let host = taskvisor_tests::Run::new(&busybox).args(["sh", "-c", PIPELINE]).run();
+    for policy in ["percpu", "shinjuku:5000", "edf", "cores:1", "steal", "remote", "remote:rr"] {
+        let outcome = delegated(Guest::new(2), policy).run(&busybox, ["sh", "-c", PIPELINE]);
+        outcome.expect_code(0);
+        assert_eq!(outcome.stdout, host.stdout, "{policy}");
+        expect_delegated(&outcome);
+    }
+}
+
+/// Two that compute on one CPU, first come, first served: the second one waits for longer than a millisecond, which counts as an
+/// agent that hangs.
+#[test]
+fn an_agent_that_lets_a_task_wait_is_thrown_out_and_the_tasks_run_on() {
+    let Some(busybox) = prereq::busybox() else { return };
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let guest = Guest::new(1).flag("--delegate").flag("fifo").flag("--delegate-timeout").flag("1ms");
+    let script = "seq 1 20000 >/dev/null & seq 1 20000 >/dev/null & wait; echo ended";
+    let outcome = guest.run(&busybox, ["sh", "-c", script]);
+    outcome.expect_code(0).expect_stdout("ended");
+    for told in ["was ejected: a task waited too long for a decision", "--delegate: ejected: a task waited"] {
+        if !outcome.stderr.contains(told) {
+            outcome.fail(&format!("nobody said: {told}"));
+        }
+    }
+}
+
+/// Threads that bind themselves to one CPU after the other, with something in every vector register: the agent learns from refusals
+/// where each may run, and a thread's registers are whole wherever it goes on.
+#[test]
+fn affinities_are_kept() {
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let outcome = delegated(Guest::new(4), "fifo").run(&program("musl/fpu"), ["4", "5"]);
+    outcome.expect_code(0).expect_stdout("PASS");
+    expect_delegated(&outcome);
+}
