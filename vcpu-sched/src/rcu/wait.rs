@@ -8,18 +8,19 @@ use super::domain::{Domain, RcuPlatform};
 use super::grace::Cookie;
 use crate::runtime::sync::waiters::Node;
 
-/// Waits until all readers from before it was made have gone. Somebody must call [`Domain::advance`] meanwhile, as for callbacks.
+/// Waits until all readers from before its first poll have gone. Somebody must call [`Domain::advance`] meanwhile, as for callbacks.
 #[must_use = "a future does nothing until it is polled"]
 pub struct Synchronize<'a, P: RcuPlatform> {
     domain: &'a Domain<P>,
-    cookie: Cookie,
+    /// Taken at the first poll, under the lock that puts it into the list: so the list is in the order of the periods.
+    cookie: Option<Cookie>,
     node: Node,
 }
 
 impl<P: RcuPlatform> Domain<P> {
     /// Waits until all readers of now have gone. A guard can't be held meanwhile: it isn't `Send`, and a task is.
     pub fn synchronize(&self) -> Synchronize<'_, P> {
-        Synchronize { domain: self, cookie: self.cookie(), node: Node::new() }
+        Synchronize { domain: self, cookie: None, node: Node::new() }
     }
 }
 
@@ -27,16 +28,18 @@ impl<P: RcuPlatform> Future for Synchronize<'_, P> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.into_ref().get_ref();
+        // SAFETY: nothing is moved out, and `node` is only used pinned.
+        let this = unsafe { self.get_unchecked_mut() };
         // SAFETY: pinned with the future.
         let node = unsafe { Pin::new_unchecked(&this.node) };
         let (over, old) = this.domain.inner.with(|inner| {
-            let over = inner.periods.is_over(this.cookie);
+            let cookie = *this.cookie.get_or_insert_with(|| inner.periods.cookie());
+            let over = inner.periods.is_over(cookie);
             // SAFETY: the node is in this list or none, and its future's drop takes it out.
             let old = unsafe {
                 match over {
                     true => inner.waiters.leave(node).1,
-                    false => inner.waiters.wait(node, this.cookie.0 as usize, cx.waker()),
+                    false => inner.waiters.wait(node, cookie.0 as usize, cx.waker()),
                 }
             };
             (over, old)

@@ -53,13 +53,14 @@ impl<P: Platform> Wake for Root<P> {
     }
 }
 
-/// Ends a task whose future panics, on hosts where that doesn't end everything: its handle sees it cancelled.
-struct EndIfPolledInVain(Option<TaskRef>);
+/// Ends a task without an output. Held around a poll: a future that panics, on hosts where that doesn't end everything, is
+/// cancelled for its handle.
+struct EndWhenDropped(Option<TaskRef>);
 
-impl Drop for EndIfPolledInVain {
+impl Drop for EndWhenDropped {
     fn drop(&mut self) {
         if let Some(task) = self.0.take() {
-            // SAFETY: it is being polled, by us: the future is ours.
+            // SAFETY: it is RUNNING, by us: the future is ours.
             unsafe { task.clear() };
             task.finish();
         }
@@ -216,12 +217,17 @@ impl<P: Platform> Worker<P> {
     /// Polls a task that was taken from a queue.
     #[inline(always)]
     fn poll(&mut self, task: TaskRef) {
-        let cancelled = task.apply(Event::Poll) == Action::DropFuture;
-        let mut polled = EndIfPolledInVain(Some(task));
-        let Some(task) = &polled.0 else { return };
-        if cancelled {
-            return; // dropping `polled` ends it
+        match task.apply(Event::Poll) {
+            Action::Poll => {}
+            Action::DropFuture => return drop(EndWhenDropped(Some(task))),
+            // Not READY: whose ever it is, it isn't ours.
+            _ => {
+                task.into_raw();
+                return;
+            }
         }
+        let mut polled = EndWhenDropped(Some(task));
+        let Some(task) = &polled.0 else { return };
         let header = task.header();
         header.cpu.set(self.cpu.0);
         header.budget.set(budget::BUDGET);
@@ -235,7 +241,7 @@ impl<P: Platform> Worker<P> {
         match task.apply(Event::Pending) {
             // Behind those that are ready already.
             Action::Enqueue => self.runtime.schedule(task),
-            Action::DropFuture => drop(EndIfPolledInVain(Some(task))),
+            Action::DropFuture => drop(EndWhenDropped(Some(task))),
             // Blocked: its reference stays with it until it is woken.
             _ => _ = task.into_raw(),
         }
