@@ -126,6 +126,20 @@ impl Guest {
         self.command().arg("--").arg(program).args(args).run()
     }
 
+    /// Runs a program that never ends into `--timeout`, which leaves it the time to print `text`: the time that starting a guest takes
+    /// depends on what else the machine does.
+    pub fn run_into_timeout<T: AsRef<OsStr> + Clone>(&self, program: &Path, args: &[T], text: &str) -> Outcome {
+        const LONGEST: u64 = 64;
+        let mut seconds = 1;
+        loop {
+            let outcome = self.clone().timeout(Duration::from_secs(seconds)).run(program, args);
+            if seconds >= LONGEST || outcome.text().contains(text) {
+                return outcome;
+            }
+            seconds *= 2;
+        }
+    }
+
     /// Runs it in the guest and on the host; output and exit code must be the same. Returns the guest's run.
     #[track_caller]
     pub fn same_as_host<T: AsRef<OsStr> + Clone>(&self, program: &Path, args: &[T]) -> Outcome {

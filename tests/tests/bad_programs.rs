@@ -1,7 +1,5 @@
 //! Programs that end badly: the program ends with the right signal, the guest and the VMM don't.
 
-use std::time::Duration;
-
 use taskvisor_tests::guest::program;
 use taskvisor_tests::on_1_2_and_4_vcpus;
 
@@ -21,7 +19,7 @@ on_1_2_and_4_vcpus! {
     }
     fn never_ends(guest: Guest) {
         for way in ["forever", "spin"] {
-            let outcome = guest.clone().timeout(Duration::from_secs(1)).run(&program("musl/bad"), [way]);
+            let outcome = guest.run_into_timeout(&program("musl/bad"), &[way], "about to");
             outcome.expect_code(124).expect_stdout("about to");
         }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use taskvisor_tests::guest::taskvisor;
-use taskvisor_tests::{Outcome, Run, TempDir, prereq, serial};
+use taskvisor_tests::{Run, TempDir, prereq, serial};
 
 /// `make setup` unpacks one under target/; a machine of its own has one in /boot.
 fn stock_kernel() -> Option<PathBuf> {
@@ -19,20 +19,19 @@ fn stock_kernel() -> Option<PathBuf> {
     prereq::there_or_left_out(found.is_some(), "a stock kernel (vmlinuz-*)").then_some(found?.path())
 }
 
-fn boot(kernel: &std::path::Path, seconds: u64) -> Outcome {
+fn boot(kernel: &std::path::Path, seconds: u64) -> Run {
     Run::new(taskvisor())
         .args(["run", "--memory", "512M", "--timeout", &format!("{seconds}s"), "--kernel"])
         .arg(kernel)
         .args(["--cmdline", "earlyprintk=serial,ttyS0,115200 console=ttyS0 panic=-1"])
         .limit(Duration::from_secs(seconds + 15))
-        .run()
 }
 
 #[test]
 fn packed() {
     let (true, Some(kernel)) = (prereq::kvm_or_left_out(), stock_kernel()) else { return };
     let _beside_others = serial::shared();
-    let outcome = boot(&kernel, 5);
+    let outcome = boot(&kernel, 5).run();
     // Either it got as far as a panic (there is no root file system), or its time was over while it unpacked itself.
     if outcome.code() == 124 || outcome.text().contains("Linux version") {
         return;
@@ -50,8 +49,10 @@ fn unpacked_prints_its_first_lines() {
     };
     let _beside_others = serial::shared();
     let dir = TempDir::new();
-    let outcome = boot(&dir.write("vmlinux", elf), 25);
-    outcome.expect_stdout("Linux version").expect_stdout("BIOS-provided physical RAM map");
+    let map = "BIOS-provided physical RAM map";
+    // Some seconds if nothing else runs; it is ended as soon as it has got there.
+    let outcome = boot(&dir.write("vmlinux", elf), 120).signal_at(map, libc::SIGTERM).run();
+    outcome.expect_stdout("Linux version").expect_stdout(map);
 }
 
 /// The ELF file in a bzImage's payload, if that is LZ4 in the "legacy" frame that Linux uses: magic, then blocks with their size.

@@ -1,8 +1,8 @@
 //! Our own programs, C with two libraries and Rust, on 1, 2 and 4 vCPUs: each checks itself, and its output must be the
 //! host's, byte for byte.
 
-use taskvisor_tests::guest::program;
-use taskvisor_tests::on_1_2_and_4_vcpus;
+use taskvisor_tests::guest::{program, taskvisor};
+use taskvisor_tests::{Guest, Run, TempDir, on_1_2_and_4_vcpus, prereq, serial};
 
 on_1_2_and_4_vcpus! {
     fn hello_musl(guest: Guest) {
@@ -96,4 +96,21 @@ on_1_2_and_4_vcpus! {
     fn fifos_musl(guest: Guest) {
         guest.same_as_host(&program("musl/fifos"), &["200"]).expect_stdout("PASS");
     }
+}
+
+/// PROGRAM may be a path in an archive that is given; without one, the archive's own start list says what runs.
+#[test]
+fn from_a_given_archive() {
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let dir = TempDir::new();
+    let image = Run::new(taskvisor()).arg("image").arg("-o").arg(dir.path()).arg("--").arg(program("musl/hello"));
+    image.arg("4").run().expect_code(0);
+    let archive = dir.path().join("archive.cpio");
+    let run = || Guest::new(1).flag("--initrd").flag(&archive).command();
+    run().args(["--", "/bin/hello", "6"]).run().expect_code(6).expect_stdout("argv[1] = 6");
+    run().run().expect_code(4).expect_stdout("argv[1] = 4");
+    run().args(["--", "/bin/nobody"]).run().expect_code(127).expect_stderr("/bin/nobody");
 }

@@ -1,7 +1,5 @@
 //! Ends are complete, whoever causes them. How quick they are is measured by `make bench`.
 
-use std::time::Duration;
-
 use taskvisor_tests::guest::program;
 use taskvisor_tests::{Guest, prereq, serial};
 
@@ -12,7 +10,7 @@ fn at_the_timeout() {
     }
     let _beside_others = serial::shared();
     for way in ["spin", "forever"] {
-        let outcome = Guest::new(4).timeout(Duration::from_secs(1)).run(&program("musl/bad"), [way]);
+        let outcome = Guest::new(4).run_into_timeout(&program("musl/bad"), &[way], "about to");
         outcome.expect_code(124).expect_stdout("about to");
     }
 }
