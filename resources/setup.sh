@@ -73,6 +73,7 @@ for purpose in $purposes; do
         need 'compgen -c lldb && compgen -c | grep -E "^lldb-(dap|vscode)"' 'lldb' 'lldb with its adapter, the other client'
         need 'command -v hwloc-ls' 'hwloc-nox' 'hwloc, as a judge of topologies'
         need 'command -v chromium || command -v chromium-browser || command -v google-chrome' 'chromium' 'Chromium, which draws the page of a report'
+        need 'test -x /usr/sbin/slurmctld && test -x /usr/sbin/slurmd && command -v sbatch' 'slurm-wlm' 'Slurm, to which a sweep is submitted'
         need 'stock_kernel' '' 'a stock Linux kernel image, /boot/vmlinuz-*'
         need 'command -v python3 && python3 -m pip --version' 'python3-pip' 'Python with pip'
         perfetto_definitions || fetch_perfetto_definitions >/dev/null 2>&1 || true

@@ -14,6 +14,7 @@ pub mod run;
 pub mod running;
 pub mod selftest;
 pub mod serial;
+pub mod slurm;
 pub mod temp;
 
 pub use guest::Guest;

@@ -27,6 +27,16 @@ pub fn system_program(names: &[&str]) -> Option<PathBuf> {
     there_or_left_out(found.is_some(), names[0]).then_some(found)?
 }
 
+/// Slurm's two daemons, which an ordinary user's PATH may not have, and its client.
+#[track_caller]
+pub fn slurm() -> Option<[PathBuf; 2]> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<_> = env::split_paths(&path).chain(["/usr/sbin".into()]).collect();
+    let find = |name: &str| dirs.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
+    let found = find("slurmctld").zip(find("slurmd")).filter(|_| find("sbatch").is_some());
+    there_or_left_out(found.is_some(), "Slurm (Debian: slurm-wlm)").then_some(found)?.map(<[_; 2]>::from)
+}
+
 /// Debian's static busybox, unmodified.
 #[track_caller]
 pub fn busybox() -> Option<PathBuf> {

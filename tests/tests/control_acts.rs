@@ -1,6 +1,7 @@
 //! What the control socket does to a running guest: pausing, suspending, signals, policies, affinity, programs; and clients that
 //! behave badly meanwhile.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -145,6 +146,39 @@ fn programs_are_started_and_signalled() {
     running.until(["tasks", "--json"], |now| {
         now.as_array().is_some_and(|l| l.len() == list.as_array().map_or(0, Vec::len) - 1)
     });
+}
+
+#[test]
+fn vcpus_are_moved_while_programs_run_all_of_them_or_none() {
+    let _beside_others = serial::shared();
+    let Some(running) = Running::start(2) else { return };
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let own = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("and this line").trim();
+    let ends: Vec<&str> = own.split([',', '-']).collect();
+    let (first, last) = (ends[0], ends[ends.len() - 1]);
+    let host = |vcpu: usize| {
+        let tid = running.json(["vcpus", "--json"])[vcpu]["tid"].to_string();
+        let status = fs::read_to_string(format!("/proc/{}/task/{tid}/status", running.pid())).expect("it lives");
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).map(str::trim);
+        list.expect("Linux has that line").to_owned()
+    };
+    let (id, _) = computes(&running);
+    for pins in [[first, last], [last, first], [first, first]] {
+        let read = running.json(["pin", &format!("0={};1={}", pins[0], pins[1]), "--json"]);
+        for vcpu in 0..2 {
+            assert_eq!((read[vcpu]["affinity"].as_str(), host(vcpu).as_str()), (Some(pins[vcpu]), pins[vcpu]));
+        }
+        // Programs go on, on CPUs that share one of the host's, too.
+        while_others_compute(&running, id);
+    }
+    let refused = running.ctl(["pin", &format!("0={last};1=4000")]);
+    refused.expect_code(125).expect_one_line_error().expect_stderr("vCPU 1").expect_stderr("nothing was changed");
+    assert_eq!([host(0), host(1)], [first, first], "the first one is back where it was");
+    running.ctl(["pin", "7=0"]).expect_code(125).expect_stderr("vCPU 7");
+    let stolen =
+        |list: &Value| list[0]["host_wait_ns"].as_u64() > Some(0) && list[1]["host_wait_ns"].as_u64() > Some(0);
+    running.until(["vcpus", "--json"], stolen);
+    running.ctl(["vcpus"]).expect_code(0).expect_stdout("STOLEN");
 }
 
 #[test]
