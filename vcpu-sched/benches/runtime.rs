@@ -199,15 +199,21 @@ impl Executor for Tokio {
 
     fn spawn_many(&mut self) {
         self.0.block_on(async {
-            let last = (0..BATCH).map(|number| tokio::spawn(async move { black_box(number) })).last();
-            last.expect("some").await.expect("not cancelled");
+            let mut last = tokio::spawn(async { 0 });
+            for number in 1..BATCH {
+                last = tokio::spawn(async move { black_box(number) });
+            }
+            last.await.expect("not cancelled");
         });
     }
 
     fn yields(&mut self, tasks: usize) {
         self.0.block_on(async {
-            let last = (0..tasks).map(|_| tokio::spawn(yields(BATCH / tasks))).last();
-            last.expect("some").await.expect("not cancelled");
+            let mut last = tokio::spawn(yields(BATCH / tasks));
+            for _ in 1..tasks {
+                last = tokio::spawn(yields(BATCH / tasks));
+            }
+            last.await.expect("not cancelled");
         });
     }
 

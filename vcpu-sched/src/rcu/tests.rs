@@ -289,7 +289,7 @@ fn torture() {
                         0 => domain.report(),
                         1 => {
                             assert!(domain.enter_away());
-                            if round % 2 == 0 {
+                            if round.is_multiple_of(2) {
                                 domain.leave_away(); // else its next reader comes back by itself
                             }
                         }

@@ -177,7 +177,7 @@ impl<P: Platform> Worker<P> {
         let (mine, all) = (self.mine(), &self.runtime.cpus);
         let (before, after) = all.split_at(self.cpu.index());
         for victim in after.iter().skip(1).chain(before) {
-            let half = victim.ring.len().div_ceil(2).min(SLOTS / 2).max(1);
+            let half = victim.ring.len().div_ceil(2).clamp(1, SLOTS / 2);
             if let Some(first) = victim.ring.pop() {
                 for task in (1..half).map_while(|_| victim.ring.pop()) {
                     // SAFETY: this is the CPU's worker.
