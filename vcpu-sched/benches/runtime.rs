@@ -1,11 +1,11 @@
-//! What tasks cost on the host, one thread each, beside three published executors: `async-executor` (with `async-channel`), `tokio`'s
-//! current-thread runtime and `embassy-executor`, which brings neither joining nor a channel, and uses ours of the latter. Run with
-//! `cargo bench -p vcpu-sched --bench runtime`.
+//! What tasks cost on the host, one thread each, beside three published executors: `async-executor` (with
+//! `async-channel`), `tokio`'s current-thread runtime and `embassy-executor`, which brings neither joining nor a
+//! channel, and uses ours of the latter. Run with `cargo bench -p vcpu-sched --bench runtime`.
 //!
-//! Every figure is the time of [`BATCH`] operations, entering and leaving the executor included: microseconds of it are nanoseconds
-//! of one. `spawn_and_join` makes tasks one after the other, each awaited; `spawn_many` makes all, then runs all; in
-//! `yields_in_turns` [`TURNS`] tasks share the operations; `hops` are values over a channel of one place to another
-//! task, so each is a wake-up and a poll on either side.
+//! Every figure is the time of [`BATCH`] operations, entering and leaving the executor included: microseconds of it are
+//! nanoseconds of one. `spawn_and_join` makes tasks one after the other, each awaited; `spawn_many` makes all, then
+//! runs all; in `yields_in_turns` [`TURNS`] tasks share the operations; `hops` are values over a channel of one place
+//! to another task, so each is a wake-up and a poll on either side.
 
 use std::cell::Cell;
 use std::future::{Future, Ready};

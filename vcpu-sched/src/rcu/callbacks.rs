@@ -1,6 +1,6 @@
-//! What is to be done when a period is over: lists linked through what is to be freed, so that freeing asks for no memory.
-//! Used by [`Domain`](super::Domain) under a lock; the invariant: a callback runs once, after the period its cookie names, in the order
-//! in which they came.
+//! What is to be done when a period is over: lists linked through what is to be freed, so that freeing asks for no
+//! memory. Used by [`Domain`](super::Domain) under a lock; the invariant: a callback runs once, after the period its
+//! cookie names, in the order in which they came.
 
 use alloc::boxed::Box;
 use core::ptr::{self, NonNull};
@@ -125,8 +125,8 @@ impl Iterator for List {
     }
 }
 
-/// One CPU's callbacks. At any time there are at most two cookies that are not over: that of the running period and that
-/// of the next, so two lists beside the one of what may run are enough.
+/// One CPU's callbacks. At any time there are at most two cookies that are not over: that of the running period and
+/// that of the next, so two lists beside the one of what may run are enough.
 #[derive(Debug)]
 pub(super) struct Callbacks {
     ripe: List,

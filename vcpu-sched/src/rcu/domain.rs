@@ -1,11 +1,11 @@
-//! Readers, updaters and the periods between them. The kernel has one [`Domain`]; each of its CPUs reports from its scheduler. The
-//! invariant: what was unlinked before a cookie was taken is read by nobody when it is over.
+//! Readers, updaters and the periods between them. The kernel has one [`Domain`]; each of its CPUs reports from its
+//! scheduler. The invariant: what was unlinked before a cookie was taken is read by nobody when it is over.
 //!
 //! # Why it holds
-//! A reader does nothing but count its nesting in its CPU's own word: no read-modify-write, no barrier. What orders it is the
-//! *report*: an updater unlinks, takes a cookie and so begins period n, by a release store of n. A CPU that reports reads n
-//! (acquire), so its later readers see the unlinking; and it writes n to its own word (release), so whoever finds it there
-//! (acquire) comes after its earlier readers. A CPU reports only where it has no reader.
+//! A reader does nothing but count its nesting in its CPU's own word: no read-modify-write, no barrier. What orders it
+//! is the *report*: an updater unlinks, takes a cookie and so begins period n, by a release store of n. A CPU that
+//! reports reads n (acquire), so its later readers see the unlinking; and it writes n to its own word (release), so
+//! whoever finds it there (acquire) comes after its earlier readers. A CPU reports only where it has no reader.
 //!
 //! A CPU that sleeps can't report. Its word `away` counts its goings and comings, and is odd while it is away (idle,
 //! offline, or in a program). Both sides change that word by one read-modify-write, so one is first: the CPU comes back
@@ -27,8 +27,9 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 /// What a domain needs of its kernel.
 ///
 /// # Safety
-/// [`pin`](RcuPlatform::pin) returns a number below that of the domain's CPUs; between it and the matching [`unpin`](RcuPlatform::unpin), which nest, the caller stays on the CPU that was
-/// returned, and no other thread runs there but interrupts that return before it goes on.
+/// [`pin`](RcuPlatform::pin) returns a number below that of the domain's CPUs; between it and the matching
+/// [`unpin`](RcuPlatform::unpin), which nest, the caller stays on the CPU that was returned, and no other thread runs
+/// there but interrupts that return before it goes on.
 pub unsafe trait RcuPlatform: Send + Sync + 'static {
     /// The lock of the periods. Must keep interrupts off if any of this is used in interrupts.
     type Lock: RawLock;
@@ -123,8 +124,8 @@ pub struct Guard<'a, P: RcuPlatform> {
     _stays: PhantomData<*mut ()>,
 }
 
-/// Each of these is called by the CPU itself, with or without an interrupt in between that calls the same: a look first, so
-/// that none goes or comes twice.
+/// Each of these is called by the CPU itself, with or without an interrupt in between that calls the same: a look
+/// first, so that none goes or comes twice.
 impl<L: RawLock> PerCpu<L> {
     /// The CPU is there, for a reader.
     #[cold]
@@ -205,8 +206,9 @@ impl<P: RcuPlatform> Domain<P> {
         Guard { domain: self, cpu, _stays: PhantomData }
     }
 
-    /// The CPU has no reader at this moment: called by the scheduler at a switch, at a tick, or for a [`kick`](RcuPlatform::kick).
-    /// Where there is one, that one reports when it goes. Costs two loads if no period is running.
+    /// The CPU has no reader at this moment: called by the scheduler at a switch, at a tick, or for a
+    /// [`kick`](RcuPlatform::kick). Where there is one, that one reports when it goes. Costs two loads if no period is
+    /// running.
     pub fn report(&self) {
         self.pinned(|_, mine| {
             if mine.nesting.get() == 0 {
@@ -242,8 +244,8 @@ impl<P: RcuPlatform> Domain<P> {
         }
     }
 
-    /// The CPU has nothing to do, goes to a program, or offline: it has no readers until it comes back. False, and it is
-    /// not away, if there is a reader.
+    /// The CPU has nothing to do, goes to a program, or offline: it has no readers until it comes back. False, and it
+    /// is not away, if there is a reader.
     pub fn enter_away(&self) -> bool {
         self.pinned(|_, mine| {
             let free = mine.nesting.get() == 0;
@@ -273,8 +275,8 @@ impl<P: RcuPlatform> Domain<P> {
         self.inner.with(|inner| inner.periods.is_over(cookie))
     }
 
-    /// Looks who has reported, ends the period if all have, and begins the next if somebody waits for it. Called by whoever
-    /// has the time: a tick, an idle CPU, a worker. Those who wait are woken.
+    /// Looks who has reported, ends the period if all have, and begins the next if somebody waits for it. Called by
+    /// whoever has the time: a tick, an idle CPU, a worker. Those who wait are woken.
     pub fn advance(&self) -> Progress {
         let now = self.platform.now();
         let (ended, stall) = self.inner.with(|inner| {
@@ -299,8 +301,8 @@ impl<P: RcuPlatform> Domain<P> {
     /// Has the CPU been without readers since this period began?
     fn has_passed(&self, cpu: CpuId, period: u64) -> bool {
         let Some(theirs) = self.cpus.get(cpu.index()) else { return true };
-        // Acquire: after their readers. The second is a change of nothing, so that it and the CPU's own changes have one
-        // order; acquire and release, see the module's text.
+        // Acquire: after their readers. The second is a change of nothing, so that it and the CPU's own changes have
+        // one order; acquire and release, see the module's text.
         theirs.reported.load(Ordering::Acquire) == period || theirs.away.fetch_add(0, Ordering::AcqRel) & 1 != 0
     }
 
@@ -337,7 +339,8 @@ impl<P: RcuPlatform> Domain<P> {
         }
     }
 
-    /// Has `f` called when all readers of now have gone: by [`run_callbacks`](Domain::run_callbacks), on any CPU, from no interrupt.
+    /// Has `f` called when all readers of now have gone: by [`run_callbacks`](Domain::run_callbacks), on any CPU, from
+    /// no interrupt.
     pub fn call(&self, f: impl FnOnce() + Send + 'static) -> Backlog {
         self.defer(Callback::of(f))
     }
@@ -366,8 +369,8 @@ impl<P: RcuPlatform> Domain<P> {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Runs up to `limit` callbacks whose time has come, those of this CPU first; returns how many it were. With no lock held: they
-    /// may defer others.
+    /// Runs up to `limit` callbacks whose time has come, those of this CPU first; returns how many it were. With no
+    /// lock held: they may defer others.
     pub fn run_callbacks(&self, limit: usize) -> usize {
         let here = self.pinned(|cpu, _| cpu);
         let mut left = limit;

@@ -1,8 +1,9 @@
-//! Grace periods: a pure state machine over sets of CPUs. No atomics and no clock; [`Domain`](super::Domain) feeds it under a lock. The
-//! invariant: a period ends only when each CPU that was online when it began has since been quiescent, idle or offline.
+//! Grace periods: a pure state machine over sets of CPUs. No atomics and no clock; [`Domain`](super::Domain) feeds it
+//! under a lock. The invariant: a period ends only when each CPU that was online when it began has since been
+//! quiescent, idle or offline.
 //!
-//! Periods are numbered from 1. [`Periods::cookie`] names the first one that begins after the call, so that whatever was
-//! unlinked before has no reader when it [`is_over`](Periods::is_over).
+//! Periods are numbered from 1. [`Periods::cookie`] names the first one that begins after the call, so that whatever
+//! was unlinked before has no reader when it [`is_over`](Periods::is_over).
 
 use crate::cpumask::CpuMask;
 use crate::ids::{CpuId, Nanos};
@@ -85,8 +86,8 @@ impl Periods {
         self.holdouts.as_ref()
     }
 
-    /// These CPUs hold the running period up no longer: they have been quiescent since it began, or are idle or offline.
-    /// A CPU that comes online during a period has read nothing from before it, and is not asked.
+    /// These CPUs hold the running period up no longer: they have been quiescent since it began, or are idle or
+    /// offline. A CPU that comes online during a period has read nothing from before it, and is not asked.
     pub fn quiescent(&mut self, mut is: impl FnMut(CpuId) -> bool) {
         let Some(holdouts) = &mut self.holdouts else { return };
         let mut at = holdouts.first();
@@ -98,7 +99,8 @@ impl Periods {
         }
     }
 
-    /// Ends the running period if nobody holds it up, and begins the next if one is wanted, with the CPUs that are online.
+    /// Ends the running period if nobody holds it up, and begins the next if one is wanted, with the CPUs that are
+    /// online.
     pub fn step(&mut self, now: Nanos, online: &CpuMask) -> Step {
         let ended = match &self.holdouts {
             Some(holdouts) if !holdouts.is_empty() => return Step::Wait,
@@ -179,8 +181,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the CPUs do: when a cookie is over, each CPU that was online when it was given has been quiescent or
-        /// offline since.
+        /// Whatever the CPUs do: when a cookie is over, each CPU that was online when it was given has been quiescent
+        /// or offline since.
         #[test]
         fn no_period_ends_before_all_have_answered(steps in proptest::collection::vec((0..5u8, 0..4u32), 1..300)) {
             let mut periods = Periods::new(Nanos(100));

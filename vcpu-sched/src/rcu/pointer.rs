@@ -1,5 +1,6 @@
-//! A pointer that readers follow without a lock, and that updaters replace. Anyone may use it; the invariant is one of types: what is
-//! read lives as long as the guard, and the pointer is read *inside* the guard, since `load` asks for one.
+//! A pointer that readers follow without a lock, and that updaters replace. Anyone may use it; the invariant is one of
+//! types: what is read lives as long as the guard, and the pointer is read *inside* the guard, since `load` asks for
+//! one.
 
 use alloc::boxed::Box;
 use core::ptr::NonNull;
@@ -85,17 +86,16 @@ impl<T: Send + Sync + 'static, P: RcuPlatform> RcuPointer<T, P> {
     /// The node must have been taken out of `self.node`, and be the caller's.
     unsafe fn retire(&self, node: *mut Node<T>) -> Backlog {
         let Some(head) = NonNull::new(node.cast::<Head>()) else { return Backlog::Room };
-        // SAFETY: a node begins with its head, `free` can end it anywhere since `T: Send`, and it is ours but for readers,
-        // who go before it is run.
+        // SAFETY: a node begins with its head, `free` can end it anywhere since `T: Send`, and it is ours but for
+        // readers, who go before it is run.
         self.domain.defer(unsafe { Callback::from_raw(head) })
     }
 }
 
 impl<T: Send + Sync + 'static, P: RcuPlatform> Drop for RcuPointer<T, P> {
     fn drop(&mut self) {
-        // What was loaded borrows the pointer too, so nobody reads; but whoever drops it may stand where values must not be
-        // dropped, so it goes the same way.
-        // Acquire: the value as its maker left it.
+        // What was loaded borrows the pointer too, so nobody reads; but whoever drops it may stand where values must
+        // not be dropped, so it goes the same way. Acquire: the value as its maker left it.
         let node = self.node.load(Ordering::Acquire);
         // SAFETY: nobody can load it any more.
         _ = unsafe { self.retire(node) };

@@ -24,8 +24,8 @@ struct Host {
     kicks: Mutex<Vec<u32>>,
 }
 
-// SAFETY: a CPU is played by one thread at a time. One that plays several keeps each guard on the CPU it came from: a guard
-// knows its CPU, and nothing else is done between `pin` and `unpin`.
+// SAFETY: a CPU is played by one thread at a time. One that plays several keeps each guard on the CPU it came from: a
+// guard knows its CPU, and nothing else is done between `pin` and `unpin`.
 unsafe impl RcuPlatform for Host {
     type Lock = Spin;
 

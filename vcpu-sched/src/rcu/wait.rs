@@ -1,4 +1,5 @@
-//! Waiting for a period as a future. Anyone may; the invariant is that of the list under it: who goes takes nothing with him.
+//! Waiting for a period as a future. Anyone may; the invariant is that of the list under it: who goes takes nothing
+//! with him.
 
 use core::future::Future;
 use core::pin::Pin;
@@ -8,7 +9,8 @@ use super::domain::{Domain, RcuPlatform};
 use super::grace::Cookie;
 use crate::runtime::sync::waiters::Node;
 
-/// Waits until all readers from before its first poll have gone. Somebody must call [`Domain::advance`] meanwhile, as for callbacks.
+/// Waits until all readers from before its first poll have gone. Somebody must call [`Domain::advance`] meanwhile, as
+/// for callbacks.
 #[must_use = "a future does nothing until it is polled"]
 pub struct Synchronize<'a, P: RcuPlatform> {
     domain: &'a Domain<P>,

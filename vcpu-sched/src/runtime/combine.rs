@@ -1,5 +1,5 @@
-//! Two futures as one. Anyone may use them; the invariant: what isn't finished when the result is there is dropped with it, and
-//! everything in [`sync`](super::sync) and [`time`](super::time) can be dropped so.
+//! Two futures as one. Anyone may use them; the invariant: what isn't finished when the result is there is dropped with
+//! it, and everything in [`sync`](super::sync) and [`time`](super::time) can be dropped so.
 
 use core::future::{Future, poll_fn};
 use core::pin::pin;
@@ -14,7 +14,8 @@ pub enum Either<A, B> {
     Second(B),
 }
 
-/// Waits for one of two. If both are ready at once the first one counts, and what the second one would have given isn't taken.
+/// Waits for one of two. If both are ready at once the first one counts, and what the second one would have given isn't
+/// taken.
 pub async fn select<A: Future, B: Future>(first: A, second: B) -> Either<A::Output, B::Output> {
     let (mut first, mut second) = (pin!(first), pin!(second));
     poll_fn(|cx| {

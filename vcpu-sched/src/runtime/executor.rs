@@ -1,7 +1,7 @@
 //! All CPUs' queues and the tasks in them: what a waker, a handle and a [`Worker`](super::Worker) work on.
 //!
-//! Anyone may spawn and look; the invariant: a task that is `READY` is in exactly one ring, inbox or worker's hands, and if it
-//! came from another CPU or from an interrupt, the CPU it went to was kicked afterwards.
+//! Anyone may spawn and look; the invariant: a task that is `READY` is in exactly one ring, inbox or worker's hands,
+//! and if it came from another CPU or from an interrupt, the CPU it went to was kicked afterwards.
 
 use alloc::boxed::Box;
 use core::future::Future;
@@ -66,8 +66,8 @@ impl<P: Platform> Runtime<P> {
         &self.platform
     }
 
-    /// Makes a task of a future and queues it: on the executor that calls, or on each CPU in turn. The task is named after
-    /// the place of the call.
+    /// Makes a task of a future and queues it: on the executor that calls, or on each CPU in turn. The task is named
+    /// after the place of the call.
     ///
     /// The handle that is dropped cancels the task; see [`JoinHandle::detach`].
     #[track_caller]
@@ -147,8 +147,8 @@ impl<P: Platform> Runtime<P> {
     /// There is something to take from here: has one idle CPU come for it.
     ///
     /// A CPU sets its bit before it looks at all queues for the last time. A look at the word here that comes a moment
-    /// too early may miss it, as a store (of the ring's tail) and a load may pass each other; then the next look after a
-    /// pop, whose exchange no load passes on x86, doesn't. Nothing is lost by that, only kept waiting for one poll.
+    /// too early may miss it, as a store (of the ring's tail) and a load may pass each other; then the next look after
+    /// a pop, whose exchange no load passes on x86, doesn't. Nothing is lost by that, only kept waiting for one poll.
     #[inline(always)]
     pub(super) fn offer(&self) {
         if self.idle.load(Ordering::Relaxed) != 0 {
@@ -163,7 +163,8 @@ impl<P: Platform> Runtime<P> {
             return;
         }
         let index = idle.trailing_zeros();
-        // One of those who offer takes the bit, and kicks. Acquire and release as with the bit's setting: see `set_idle`.
+        // One of those who offer takes the bit, and kicks. Acquire and release as with the bit's setting: see
+        // `set_idle`.
         if self.idle.fetch_and(!(1 << index), Ordering::AcqRel) & 1 << index != 0 {
             self.kick(index as usize);
         }

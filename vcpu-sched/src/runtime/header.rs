@@ -1,6 +1,6 @@
-//! What all tasks have in common, whatever their future: state, references, links. Used by the executor, the wakers and the
-//! handles, each through a [`TaskRef`]. The invariant: a header lives as long as there is a reference; one of them, the
-//! task's own, is there from the spawn until the task is dead, in whose hands soever the task is.
+//! What all tasks have in common, whatever their future: state, references, links. Used by the executor, the wakers and
+//! the handles, each through a [`TaskRef`]. The invariant: a header lives as long as there is a reference; one of them,
+//! the task's own, is there from the spawn until the task is dead, in whose hands soever the task is.
 //!
 //! So a waker that is dropped never drops a future: it frees the memory of a dead task at most, and may be dropped
 //! anywhere. And a wake-up hands the task's own reference to a queue without counting.
@@ -59,8 +59,8 @@ pub(super) struct Header {
     pub budget: U32Cell,
 }
 
-// SAFETY: the pointers in `links` are only followed with the list's lock held, and `joiner` is a `Waker`, which is `Send`;
-// everything else is shareable by itself.
+// SAFETY: the pointers in `links` are only followed with the list's lock held, and `joiner` is a `Waker`, which is
+// `Send`; everything else is shareable by itself.
 unsafe impl Send for Header {}
 // SAFETY: as above.
 unsafe impl Sync for Header {}
@@ -126,8 +126,8 @@ impl TaskRef {
         unsafe { self.0.as_ref() }
     }
 
-    /// Applies an event that its protocol never sends where it could be refused; a refusal would be a bug of this module,
-    /// and doing nothing is then the answer that breaks least.
+    /// Applies an event that its protocol never sends where it could be refused; a refusal would be a bug of this
+    /// module, and doing nothing is then the answer that breaks least.
     #[inline(always)]
     pub(super) fn apply(&self, event: Event) -> Action {
         self.header().state.apply(event).unwrap_or_else(|refused: BadTransition| {
@@ -209,8 +209,8 @@ impl TaskRef {
 impl Clone for TaskRef {
     #[inline]
     fn clone(&self) -> Self {
-        // Relaxed: whoever can clone has a reference already, so nothing can be freed meanwhile, and what the new one is
-        // used for is ordered by how it gets there.
+        // Relaxed: whoever can clone has a reference already, so nothing can be freed meanwhile, and what the new one
+        // is used for is ordered by how it gets there.
         let old = self.header().refs.fetch_add(1, Ordering::Relaxed);
         assert!(old < MAX_REFS, "two thousand million references to one task");
         Self(self.0)

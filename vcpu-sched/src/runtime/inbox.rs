@@ -1,6 +1,7 @@
-//! Tasks that come from elsewhere: from interrupts, from threads that are no executor, and what a full ring leaves over. Any
-//! CPU puts in, and any CPU takes *all* out, so there is no node that could come back behind someone's back. Without a
-//! lock, so an interrupt may use it whatever it came upon. The invariant: what is in it has [`Header::next`] for its own.
+//! Tasks that come from elsewhere: from interrupts, from threads that are no executor, and what a full ring leaves
+//! over. Any CPU puts in, and any CPU takes *all* out, so there is no node that could come back behind someone's back.
+//! Without a lock, so an interrupt may use it whatever it came upon. The invariant: what is in it has [`Header::next`]
+//! for its own.
 
 use core::ptr::{self, NonNull};
 
@@ -27,11 +28,11 @@ impl Inbox {
         // Relaxed: only a first guess.
         let mut top = self.0.load(Ordering::Relaxed);
         loop {
-            // SAFETY: its reference came with the task, and nobody can take it out before it is in. Relaxed: the exchange
-            // publishes the link.
+            // SAFETY: its reference came with the task, and nobody can take it out before it is in. Relaxed: the
+            // exchange publishes the link.
             unsafe { task.as_ref() }.next.store(top, Ordering::Relaxed);
-            // Release: whoever takes the task sees its link, and all that was done before it was put in. The links below
-            // are seen as well: each push continues the release sequence of the ones before. Relaxed on failure.
+            // Release: whoever takes the task sees its link, and all that was done before it was put in. The links
+            // below are seen as well: each push continues the release sequence of the ones before. Relaxed on failure.
             match self.0.compare_exchange_weak(top, task.as_ptr(), Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => top = now,
@@ -48,7 +49,8 @@ impl Inbox {
         let mut newest_first = self.0.swap(ptr::null_mut(), Ordering::Acquire);
         let mut chain = ptr::null_mut();
         while let Some(task) = NonNull::new(newest_first) {
-            // SAFETY: what was in the inbox is ours now, with its reference and its link. Relaxed: nobody else reads it.
+            // SAFETY: what was in the inbox is ours now, with its reference and its link. Relaxed: nobody else reads
+            // it.
             let next = &unsafe { task.as_ref() }.next;
             newest_first = next.load(Ordering::Relaxed);
             next.store(chain, Ordering::Relaxed);
@@ -57,8 +59,8 @@ impl Inbox {
         Chain(chain)
     }
 
-    /// Is nothing in it? Relaxed, a look that is stale at once: whoever puts something in kicks afterwards, and the kick
-    /// brings the order.
+    /// Is nothing in it? Relaxed, a look that is stale at once: whoever puts something in kicks afterwards, and the
+    /// kick brings the order.
     #[inline(always)]
     pub(super) fn is_empty(&self) -> bool {
         self.0.load(Ordering::Relaxed).is_null()

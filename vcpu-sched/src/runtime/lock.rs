@@ -1,5 +1,6 @@
-//! The lock around waiter lists and lists of tasks. The kernel supplies its own ([`RawLock`]), which keeps interrupts off where
-//! wakers are used in interrupts; [`Spin`] is for hosts. The invariant: nothing is woken, dropped or polled while one is held.
+//! The lock around waiter lists and lists of tasks. The kernel supplies its own ([`RawLock`]), which keeps interrupts
+//! off where wakers are used in interrupts; [`Spin`] is for hosts. The invariant: nothing is woken, dropped or polled
+//! while one is held.
 
 use super::owned::Owned;
 use crate::sync::{AtomicU8, Ordering, const_new};
@@ -7,8 +8,8 @@ use crate::sync::{AtomicU8, Ordering, const_new};
 /// A lock without data.
 ///
 /// # Safety
-/// Between the return of [`acquire`](RawLock::acquire) and the matching [`release`](RawLock::release) no other `acquire`
-/// returns, and whoever acquires next sees all that was done before the release.
+/// Between the return of [`acquire`](RawLock::acquire) and the matching [`release`](RawLock::release) no other
+/// `acquire` returns, and whoever acquires next sees all that was done before the release.
 pub unsafe trait RawLock: Send + Sync + 'static {
     /// What must be put back afterwards, such as the state of the interrupts.
     type Saved;

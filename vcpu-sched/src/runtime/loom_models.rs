@@ -1,5 +1,5 @@
-//! The races of tasks: wake with poll, join with finish, cancel with all of them, and the queues. What a model loses is a
-//! deadlock or a count that is wrong; memory with two users at once is reported by loom.
+//! The races of tasks: wake with poll, join with finish, cancel with all of them, and the queues. What a model loses is
+//! a deadlock or a count that is wrong; memory with two users at once is reported by loom.
 
 use core::future::{Future, poll_fn};
 use core::panic::Location;
@@ -53,8 +53,8 @@ impl Condition {
     }
 }
 
-/// A task that waits for its condition, is woken for nothing, and meanwhile for real: whether it is queued, polled or on
-/// its way out of the poll, it sees the condition.
+/// A task that waits for its condition, is woken for nothing, and meanwhile for real: whether it is queued, polled or
+/// on its way out of the poll, it sees the condition.
 #[test]
 fn loom_a_wake_up_is_seen_wherever_the_task_is() {
     model(3, || {

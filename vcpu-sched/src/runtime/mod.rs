@@ -1,4 +1,5 @@
-//! Futures as the kernel's unit of work: tasks without a stack, one executor for each CPU. docs/runtime.md tells the whole story.
+//! Futures as the kernel's unit of work: tasks without a stack, one executor for each CPU. docs/runtime.md tells the
+//! whole story.
 //!
 //! | module | what lives there |
 //! | --- | --- |
@@ -13,12 +14,14 @@
 //!
 //! # The invariants
 //! 1. A future is polled and dropped by executors only, by one at a time, and never after it was cancelled.
-//! 2. A wake-up between the start of a poll and the moment the task is blocked queues it again: the state's word decides.
-//! 3. A waker may be used and dropped anywhere, in interrupts too: it takes no lock and runs nobody's destructor.
+//! 2. A wake-up between the start of a poll and the moment the task is blocked queues it again: the state's word
+//!    decides.
+//! 3. A waker may be used and dropped anywhere, in interrupts too: it takes no lock, drops no future, and
+//!    frees the memory of a dead task at most.
 //!
-//! This module and [`rcu`](crate::rcu) have `unsafe`, which the rest of the crate refuses: a task is shared between queues, wakers and its
-//! handle by a protocol that no type of the language tells. Each `unsafe` names the edge of the table, or the lock, that
-//! makes the caller the owner; loom models check them with memory that notices a second user.
+//! This module and [`rcu`](crate::rcu) have `unsafe`, which the rest of the crate refuses: a task is shared between
+//! queues, wakers and its handle by a protocol that no type of the language tells. Each `unsafe` names the edge of the
+//! table, or the lock, that makes the caller the owner; loom models check them with memory that notices a second user.
 // Elsewhere in the crate it is refused.
 #![allow(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Memory whose owner is decided by a protocol around it. Private to this crate; the invariant of each is told where it is
-//! declared. In a loom model two accesses that nothing orders are an error.
+//! Memory whose owner is decided by a protocol around it. Private to this crate; the invariant of each is told where it
+//! is declared. In a loom model two accesses that nothing orders are an error.
 
 /// An `UnsafeCell` that can be shared.
 pub(crate) struct Owned<T>(
@@ -7,8 +7,8 @@ pub(crate) struct Owned<T>(
     #[cfg(all(test, loom))] loom::cell::UnsafeCell<T>,
 );
 
-// SAFETY: every access goes through `with`, whose callers are each other's only ones by protocol; it may be made by any of
-// several threads, so what is inside must be fit to move between them.
+// SAFETY: every access goes through `with`, whose callers are each other's only ones by protocol; it may be made by any
+// of several threads, so what is inside must be fit to move between them.
 unsafe impl<T: Send> Sync for Owned<T> {}
 
 impl<T> Owned<T> {

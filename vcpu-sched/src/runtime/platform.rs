@@ -6,8 +6,9 @@ use crate::ids::CpuId;
 /// The mechanism under a [`Runtime`](super::Runtime). Implemented once by whoever runs it.
 ///
 /// # Safety
-/// [`executor_cpu`](Platform::executor_cpu) may return `Some(cpu)` only where the [`Worker`](super::Worker) of that CPU is
-/// held, on the thread that holds it, and not in an interrupt that came upon that thread: a CPU's own queue has one writer.
+/// [`executor_cpu`](Platform::executor_cpu) may return `Some(cpu)` only where the [`Worker`](super::Worker) of that CPU
+/// is held, on the thread that holds it, and not in an interrupt that came upon that thread: a CPU's own queue has one
+/// writer.
 pub unsafe trait Platform: Send + Sync + 'static {
     /// The lock around lists. Where wakers are used in interrupts it must keep interrupts off.
     type Lock: RawLock;

@@ -1,6 +1,6 @@
-//! All tasks that live, for reports and for the end. One list for each CPU, linked through the tasks; a task stays in the
-//! list of the CPU that spawned it. The invariant: a task in a list is alive and has its own reference, because it leaves the list
-//! before that one goes.
+//! All tasks that live, for reports and for the end. One list for each CPU, linked through the tasks; a task stays in
+//! the list of the CPU that spawned it. The invariant: a task in a list is alive and has its own reference, because it
+//! leaves the list before that one goes.
 
 use core::panic::Location;
 use core::ptr::NonNull;

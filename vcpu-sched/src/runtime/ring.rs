@@ -1,6 +1,6 @@
-//! A CPU's own queue: its executor puts tasks in, and anyone takes them out, one at a time, first come first served. The
-//! invariant: a slot is written only when what was in it has been taken, so whoever wins the exchange of `head` has read
-//! the right task.
+//! A CPU's own queue: its executor puts tasks in, and anyone takes them out, one at a time, first come first served.
+//! The invariant: a slot is written only when what was in it has been taken, so whoever wins the exchange of `head` has
+//! read the right task.
 //!
 //! To put something in costs no locked instruction; to take something out costs one.
 
@@ -67,12 +67,13 @@ impl Ring {
         loop {
             // Acquire: see `push`.
             let tail = self.tail.load(Ordering::Acquire);
-            // A thief's head may be older than the tail by more than the ring holds; the exchange fails then. A tail that is
-            // older than the head can't be read: the head's mover saw the tail before it.
+            // A thief's head may be older than the tail by more than the ring holds; the exchange fails then. A tail
+            // that is older than the head can't be read: the head's mover saw the tail before it.
             if head == tail {
                 return None;
             }
-            // Relaxed: the tail brought it. What we read may be a later task, if `head` is stale; the exchange fails then.
+            // Relaxed: the tail brought it. What we read may be a later task, if `head` is stale; the exchange fails
+            // then.
             let task = self.slot(head).load(Ordering::Relaxed);
             // Release, so that the owner writes the slot after we have read it; acquire as in the first look. A count
             // that came round to the same value is 2^32 tasks away.

@@ -1,12 +1,12 @@
-//! Tasks that end with whoever started them. Used by services that spawn on behalf of one request; the invariant: when [`scope`]
-//! gives its output, all tasks of the scope are dead.
+//! Tasks that end with whoever started them. Used by services that spawn on behalf of one request; the invariant: when
+//! [`scope`] gives its output, all tasks of the scope are dead.
 //!
 //! # A scope that is leaked
 //! A scope that lent its tasks the memory of its own future would need its destructor to run: leak the future and the
-//! tasks write to memory that is somebody else's. Nothing here rests on a destructor. The tasks of a scope own what they use (`'static`,
-//! share it by `Arc`), so a scope that is leaked leaves tasks that simply go on, and its handles' memory. A scope that is dropped cancels its tasks: those that
-//! are being polled on another CPU at that moment are dropped when that poll returns, which may be after the scope is
-//! gone, and is harmless for the same reason.
+//! tasks write to memory that is somebody else's. Nothing here rests on a destructor. The tasks of a scope own what
+//! they use (`'static`, share it by `Arc`), so a scope that is leaked leaves tasks that simply go on, and its handles'
+//! memory. A scope that is dropped cancels its tasks: those that are being polled on another CPU at that moment are
+//! dropped when that poll returns, which may be after the scope is gone, and is harmless for the same reason.
 
 use alloc::vec::Vec;
 use core::future::Future;

@@ -1,8 +1,8 @@
 //! The life of a future's task: a pure transition table ([`State::on`]) and the atomic that wears it ([`AtomicState`]).
 //!
-//! Not to be mixed up with [`task::state`](crate::task::state), the life of a thread with a stack. The invariant: whoever's
-//! event returns [`Action::Enqueue`] queues the task, exactly once; whoever's event made it `RUNNING` owns its future
-//! until it says [`Event::Pending`] or [`Event::Finish`].
+//! Not to be mixed up with [`task::state`](crate::task::state), the life of a thread with a stack. The invariant:
+//! whoever's event returns [`Action::Enqueue`] queues the task, exactly once; whoever's event made it `RUNNING` owns
+//! its future until it says [`Event::Pending`] or [`Event::Finish`].
 //!
 //! ```text
 //!             Wake              Poll                 Finish
@@ -17,8 +17,8 @@
 //! returned, so `READY` alone means that any CPU may poll it.
 //!
 //! Three more bits ride in the word, so that what they are weighed against can't change beside them:
-//! - `CANCEL`: the future is to be dropped where it would be polled next. It is dropped by an executor, never by whoever
-//!   cancels, who may stand in an interrupt.
+//! - `CANCEL`: the future is to be dropped where it would be polled next. It is dropped by an executor, never by
+//!   whoever cancels, who may stand in an interrupt.
 //! - `JOIN`: a [`JoinHandle`](super::JoinHandle) exists, and the output is its.
 //! - `WAITER`: the handle has left its waker in the task. Without the bit the waker's place is the handle's, with it
 //!   nobody's; [`Event::Finish`] takes the bit, and with it the waker.

@@ -1,5 +1,5 @@
-//! A task with its future: one allocation, made by [`spawn`] and freed with the last reference. Private to the runtime; the
-//! invariant is that only whom the state makes its owner touches the [`Stage`].
+//! A task with its future: one allocation, made by [`spawn`] and freed with the last reference. Private to the runtime;
+//! the invariant is that only whom the state makes its owner touches the [`Stage`].
 
 use alloc::boxed::Box;
 use core::future::Future;
@@ -96,8 +96,8 @@ where
     }
 
     unsafe fn take(header: NonNull<Header>, to: *mut ()) {
-        // SAFETY: as in `poll`; `to` is an `Option` of our output by the caller's contract. What is moved is no future: the
-        // task is dead.
+        // SAFETY: as in `poll`; `to` is an `Option` of our output by the caller's contract. What is moved is no future:
+        // the task is dead.
         unsafe {
             Self::of(header).stage.with(|stage| {
                 if let Stage::Output(output) = mem::replace(stage, Stage::Gone) {

@@ -1,5 +1,6 @@
-//! Waiting for a time: a [`TimerQueue`] of wakers. Whoever owns the hardware timer calls [`expire`](Timers::expire) from its interrupt; the
-//! invariant: the clock is armed for the earliest sleeper, and a sleeper that goes takes its timer with it.
+//! Waiting for a time: a [`TimerQueue`] of wakers. Whoever owns the hardware timer calls [`expire`](Timers::expire)
+//! from its interrupt; the invariant: the clock is armed for the earliest sleeper, and a sleeper that goes takes its
+//! timer with it.
 
 use core::fmt;
 use core::future::Future;

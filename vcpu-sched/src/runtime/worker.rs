@@ -1,5 +1,5 @@
-//! The executor of one CPU: takes tasks and polls them. Run by a thread of the kernel or of a host, one for each CPU; the
-//! invariant is that there is one [`Worker`] of a CPU at most, and that it never leaves its thread.
+//! The executor of one CPU: takes tasks and polls them. Run by a thread of the kernel or of a host, one for each CPU;
+//! the invariant is that there is one [`Worker`] of a CPU at most, and that it never leaves its thread.
 
 use alloc::sync::Arc;
 use alloc::task::Wake;
@@ -18,8 +18,8 @@ use super::state::{Action, Event};
 use crate::ids::CpuId;
 use crate::sync::{AtomicU8, Ordering};
 
-/// After how many polls the inbox is looked into although the ring isn't empty. A prime, so that it falls into step with
-/// no round of tasks.
+/// After how many polls the inbox is looked into although the ring isn't empty. A prime, so that it falls into step
+/// with no round of tasks.
 const FAIRNESS: u32 = 61;
 
 /// The executor of one CPU.
@@ -53,8 +53,8 @@ impl<P: Platform> Wake for Root<P> {
     }
 }
 
-/// Ends a task without an output. Held around a poll: a future that panics, on hosts where that doesn't end everything, is
-/// cancelled for its handle.
+/// Ends a task without an output. Held around a poll: a future that panics, on hosts where that doesn't end everything,
+/// is cancelled for its handle.
 struct EndWhenDropped(Option<TaskRef>);
 
 impl Drop for EndWhenDropped {
@@ -105,7 +105,8 @@ impl<P: Platform> Worker<P> {
         }
     }
 
-    /// Polls tasks, and sleeps while there are none, until `done`. Whoever makes it so must use the [`waker`](Worker::waker).
+    /// Polls tasks, and sleeps while there are none, until `done`. Whoever makes it so must use the
+    /// [`waker`](Worker::waker).
     pub fn run(&mut self, mut done: impl FnMut() -> bool) {
         while !done() {
             if !self.run_one() {
@@ -119,8 +120,8 @@ impl<P: Platform> Worker<P> {
         self.root.clone().into()
     }
 
-    /// Polls a future on this thread, and tasks meanwhile, until the future has its output. Sleeps while there is nothing
-    /// to do.
+    /// Polls a future on this thread, and tasks meanwhile, until the future has its output. Sleeps while there is
+    /// nothing to do.
     pub fn block_on<F: Future>(&mut self, future: F) -> F::Output {
         let mut future = pin!(future);
         let root = self.root.clone();

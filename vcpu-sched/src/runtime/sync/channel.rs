@@ -1,6 +1,6 @@
-//! A queue of bounded length between tasks: any number of senders and receivers. Sending and receiving wait; the `try_` forms don't, and
-//! may be used in interrupts if the lock allows it. The invariant: the values are in the queue, in order, and whoever is woken for one
-//! (or for a place) takes it or passes the wake-up on.
+//! A queue of bounded length between tasks: any number of senders and receivers. Sending and receiving wait; the `try_`
+//! forms don't, and may be used in interrupts if the lock allows it. The invariant: the values are in the queue, in
+//! order, and whoever is woken for one (or for a place) takes it or passes the wake-up on.
 //!
 //! One lock, taken once for each value on each side. Its buffer is made at the start.
 
@@ -122,7 +122,8 @@ impl<T, R: RawLock> Sender<T, R> {
         Ok(())
     }
 
-    /// Waits for room and sends. Dropped before that, it sends nothing. The value comes back if nobody receives any more.
+    /// Waits for room and sends. Dropped before that, it sends nothing. The value comes back if nobody receives any
+    /// more.
     pub fn send(&self, value: T) -> Sending<'_, T, R> {
         Sending { shared: &self.0, value: Some(value), node: Node::new() }
     }

@@ -1,5 +1,5 @@
-//! A flag that is waited for: unlike a notification it stays. Anyone may set it, in interrupts too if the lock allows it; the
-//! invariant: after [`set`](Event::set), and until a [`clear`](Event::clear), nobody waits.
+//! A flag that is waited for: unlike a notification it stays. Anyone may set it, in interrupts too if the lock allows
+//! it; the invariant: after [`set`](Event::set), and until a [`clear`](Event::clear), nobody waits.
 
 use super::notify::Notify;
 use crate::runtime::lock::{RawLock, Spin};
@@ -44,7 +44,8 @@ impl<R: RawLock> Event<R> {
     /// Waits until it has happened.
     pub async fn wait(&self) {
         loop {
-            // First in line, then the look: a `set` that comes between them notifies us. The lock inside orders the two.
+            // First in line, then the look: a `set` that comes between them notifies us. The lock inside orders the
+            // two.
             let notified = self.notify.notified();
             if self.is_set() {
                 return;

@@ -1,8 +1,9 @@
-//! What futures wait for. Each is safe to drop at any moment: what was handed to a waiter that goes is handed to the next.
+//! What futures wait for. Each is safe to drop at any moment: what was handed to a waiter that goes is handed to the
+//! next.
 //!
-//! None asks for memory while it waits; the waiting future itself is the entry of the list. The lock is a parameter: with one
-//! that keeps interrupts off ([`Platform::Lock`](super::Platform::Lock) of a kernel), what the text of a module allows may be
-//! done in interrupts. Wakers are used and dropped when the lock is open.
+//! None asks for memory while it waits; the waiting future itself is the entry of the list. The lock is a parameter:
+//! with one that keeps interrupts off ([`Platform::Lock`](super::Platform::Lock) of a kernel), what the text of a
+//! module allows may be done in interrupts. Wakers are used and dropped when the lock is open.
 
 mod channel;
 mod event;

@@ -1,5 +1,5 @@
-//! A value that one task at a time may use, also while it waits for something else. Not for interrupts; the invariant is that of the
-//! semaphore with one permit under it: who has the permit has the value.
+//! A value that one task at a time may use, also while it waits for something else. Not for interrupts; the invariant
+//! is that of the semaphore with one permit under it: who has the permit has the value.
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
@@ -13,7 +13,8 @@ pub struct Mutex<T, R: RawLock = Spin> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: the permit lets one task at a time reach the value, which therefore only has to be fit to move between threads.
+// SAFETY: the permit lets one task at a time reach the value, which therefore only has to be fit to move between
+// threads.
 unsafe impl<T: Send, R: RawLock> Sync for Mutex<T, R> {}
 
 /// The value is the holder's until this is dropped.
@@ -25,7 +26,8 @@ pub struct MutexGuard<'a, T, R: RawLock = Spin> {
 
 // SAFETY: a shared guard gives shared references to the value, and nothing else.
 unsafe impl<T: Sync, R: RawLock> Sync for MutexGuard<'_, T, R> {}
-// SAFETY: a guard that moves to another thread moves the right to the value there; the permit can go back from anywhere.
+// SAFETY: a guard that moves to another thread moves the right to the value there; the permit can go back from
+// anywhere.
 unsafe impl<T: Send, R: RawLock> Send for MutexGuard<'_, T, R> {}
 
 impl<T, R: RawLock> Mutex<T, R> {

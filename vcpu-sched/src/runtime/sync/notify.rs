@@ -1,5 +1,6 @@
-//! Something happened: to one who waits, or to all. Anyone may notify, in interrupts too if the lock allows it; the invariant: a
-//! [`notify_one`](Notify::notify_one) reaches one waiter who lives to see it, or is kept for the next who comes.
+//! Something happened: to one who waits, or to all. Anyone may notify, in interrupts too if the lock allows it; the
+//! invariant: a [`notify_one`](Notify::notify_one) reaches one waiter who lives to see it, or is kept for the next who
+//! comes.
 
 use core::future::Future;
 use core::pin::Pin;
@@ -54,7 +55,8 @@ impl<R: RawLock> Notify<R> {
         loop {
             let mut batch = Batch::new();
             let more = self.0.with(|inner| {
-                // Oldest first, so the first of a later round ends it. The difference is right also when the count wraps.
+                // Oldest first, so the first of a later round ends it. The difference is right also when the count
+                // wraps.
                 while inner.waiters.wanted().is_some_and(|came| (came.wrapping_sub(round) as isize) < 0) {
                     if !batch.has_room() {
                         return true;

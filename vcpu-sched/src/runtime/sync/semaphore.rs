@@ -1,5 +1,6 @@
-//! A number of permits. Anyone may give some, in interrupts too if the lock allows it; the invariant: a permit is in the count, in
-//! somebody's hands, or granted to a waiter, and one that was granted to a waiter who goes is granted to the next.
+//! A number of permits. Anyone may give some, in interrupts too if the lock allows it; the invariant: a permit is in
+//! the count, in somebody's hands, or granted to a waiter, and one that was granted to a waiter who goes is granted to
+//! the next.
 //!
 //! Fair: who comes while others wait queues up behind them, also if there are permits enough for him.
 
@@ -133,7 +134,8 @@ impl<R: RawLock> Semaphore<R> {
     }
 }
 
-/// Waits for permits. Dropped while it waits it takes nothing; dropped with a grant that it hasn't seen, it gives it back.
+/// Waits for permits. Dropped while it waits it takes nothing; dropped with a grant that it hasn't seen, it gives it
+/// back.
 #[must_use = "a future does nothing until it is polled"]
 pub struct Acquire<'a, R: RawLock = Spin> {
     semaphore: &'a Semaphore<R>,

@@ -1,4 +1,5 @@
-//! What waits, and above all what goes while it waits. Futures are polled by hand, so that each order is tried on purpose.
+//! What waits, and above all what goes while it waits. Futures are polled by hand, so that each order is tried on
+//! purpose.
 
 use core::future::Future;
 use core::pin::Pin;

@@ -1,9 +1,10 @@
-//! Futures that wait for the same thing, linked through themselves: no memory is asked for. Private to this folder and to
-//! [`rcu`](crate::rcu); everything that waits here is a thin coat over it.
+//! Futures that wait for the same thing, linked through themselves: no memory is asked for. Private to this folder and
+//! to [`rcu`](crate::rcu); everything that waits here is a thin coat over it.
 //!
-//! The invariant: a node is in the list from [`wait`](Waiters::wait) until it was granted or [`leave`](Waiters::leave) took it out, and
-//! its future doesn't go before. What was *granted* to a node belongs to its future: one that is dropped with a grant gives it back,
-//! and it goes to the next. That is what keeps a cancelled waiter from swallowing a wake-up.
+//! The invariant: a node is in the list from [`wait`](Waiters::wait) until it was granted or [`leave`](Waiters::leave)
+//! took it out, and its future doesn't go before. What was *granted* to a node belongs to its future: one that is
+//! dropped with a grant gives it back, and it goes to the next. That is what keeps a cancelled waiter from swallowing a
+//! wake-up.
 
 use core::marker::PhantomPinned;
 use core::pin::Pin;
@@ -49,8 +50,8 @@ impl Node {
     }
 }
 
-/// A list of nodes, first come first served. Lives inside a [`Lock`](crate::runtime::lock::Lock): each method is called with
-/// it held, and each waker that one returns is used when it isn't any more.
+/// A list of nodes, first come first served. Lives inside a [`Lock`](crate::runtime::lock::Lock): each method is called
+/// with it held, and each waker that one returns is used when it isn't any more.
 #[derive(Default)]
 pub(crate) struct Waiters {
     first: Option<NonNull<Node>>,
@@ -81,7 +82,8 @@ impl Waiters {
         unsafe { Self::inner(NonNull::from(node.get_ref()), |inner| inner.place) }
     }
 
-    /// Puts a node at the end, or gives the one that is in it its newest waker. Returns what must be dropped without the lock.
+    /// Puts a node at the end, or gives the one that is in it its newest waker. Returns what must be dropped without
+    /// the lock.
     ///
     /// # Safety
     /// As for [`place`](Waiters::place); and before the node goes, [`leave`](Waiters::leave) must be called.
@@ -133,8 +135,8 @@ impl Waiters {
         unsafe { self.unlink(first, Place::Outside) }
     }
 
-    /// A future sees its grant, or goes: its node is in no list afterwards. Returns where it was, and what must be dropped
-    /// without the lock.
+    /// A future sees its grant, or goes: its node is in no list afterwards. Returns where it was, and what must be
+    /// dropped without the lock.
     ///
     /// # Safety
     /// As for [`place`](Waiters::place).
