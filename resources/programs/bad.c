@@ -1,9 +1,11 @@
 /* Programs that end badly, one at a time.
- * Usage: bad WAY      null | divide | hlt | ud2 | overflow | memory | forever | spin | abort | exit N | signal N | jump | stack-exec */
+ * Usage: bad WAY      null | divide | hlt | ud2 | overflow | memory | forever | spin | abort | exit N | signal N | jump | stack-exec
+ *                     call N: the exit code is the error of system call N */
 #define _GNU_SOURCE
 #include "check.h"
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static volatile long never = -1;
@@ -55,13 +57,15 @@ int main(int argc, char **argv) {
         _exit((int)number);
     } else if (!strcmp(way, "signal")) {
         raise((int)number);
+    } else if (!strcmp(way, "call")) {
+        return syscall(number, 0, 0, 0, 0, 0, 0) < 0 ? errno : 0;
     } else if (!strcmp(way, "jump")) {
         ((void (*)(void))0x123456789000)();
     } else if (!strcmp(way, "stack-exec")) {
         volatile unsigned char code[] = {0xc3}; /* ret: harmless if it could run */
         ((void (*)(void))(uintptr_t)code)();
     } else {
-        fprintf(stderr, "usage: bad null|divide|hlt|ud2|overflow|memory|forever|spin|abort|exit N|signal N|jump|stack-exec\n");
+        fprintf(stderr, "usage: bad null|divide|hlt|ud2|overflow|memory|forever|spin|abort|exit N|signal N|jump|stack-exec|call N\n");
         return 2;
     }
     printf("still alive\n");

@@ -38,4 +38,11 @@ on_1_2_and_4_vcpus! {
         }
         outcome.expect_stderr(&format!("exits vcpu={last} total="));
     }
+    /// By name where it has one, else by number.
+    fn stats_count_calls_that_are_not_there(guest: Guest) {
+        for (number, name) in [(libc::SYS_uselib, "uselib"), (400, "400")] {
+            let outcome = guest.clone().flag("--stats").run(&program("musl/bad"), ["call", &number.to_string()]);
+            outcome.expect_code(libc::ENOSYS).expect_stderr(&format!("stats: unknown {name} 1"));
+        }
+    }
 }
