@@ -1,5 +1,6 @@
 // Programs to be debugged, by their first argument. Each prints at its end what it has counted, so that whatever a debugger leaves
 // behind shows.
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -9,6 +10,8 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "asleep.h"
 
 #define NOINLINE __attribute__((noinline))
 #define THREADS 8
@@ -65,9 +68,12 @@ static void *spinner(void *who) {
     return NULL;
 }
 
+static volatile pid_t waiting[THREADS];
+
 static void *waiter(void *who) {
     double x = 1.5, y = 2.25;
     product = x * y * (1 + (who != NULL));
+    waiting[(long)who] = gettid();
     pthread_mutex_lock(&lock);
     pthread_mutex_unlock(&lock);
     return NULL;
@@ -182,7 +188,8 @@ int main(int argc, char **argv) {
     } else if (!strcmp(mode, "float")) {
         pthread_mutex_lock(&lock);
         start(waiter, 2, threads);
-        usleep(20000);
+        wait_until_asleep(&waiting[0], &lock);
+        wait_until_asleep(&waiting[1], &lock);
         marker();
         pthread_mutex_unlock(&lock);
         join(2, threads);

@@ -16,6 +16,8 @@ use crate::{Outcome, Run, TempDir, prereq};
 const LIMIT: Duration = Duration::from_secs(100);
 /// Where the scripts are.
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/gdb");
+/// What users load into gdb.
+const COMMANDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/gdb/taskvisor.py");
 
 /// A guest that waits for its debugger.
 #[derive(Debug)]
@@ -82,6 +84,7 @@ impl Debugged {
             .env("TASKVISOR_GDB", self.socket())
             .env("TASKVISOR_PROGRAM", &self.program)
             .env("TASKVISOR_VCPUS", self.vcpus.to_string())
+            .env("TASKVISOR_COMMANDS", COMMANDS)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .limit(LIMIT);
         for (name, value) in known {

@@ -33,6 +33,11 @@ fn the_machine_tells_and_does_what_only_it_can() {
     with_gdb("features_monitor.py", 100, &[1, 2]);
 }
 
+#[test]
+fn gdb_s_own_commands_for_tasks_work() {
+    with_gdb("features_commands.py", 20, &[2]);
+}
+
 /// Lets the guest go, and gives what its next stop says.
 fn go_on(client: &mut Client) -> String {
     client.send("vCont;c");

@@ -3,6 +3,7 @@
 //! Afterwards the results are right and the program's text is that of its file. DEBUG_SOAK_SECONDS (10) and DEBUG_SOAK_SEED
 //! (random) choose how long and what; a failure prints the seed.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use taskvisor_tests::debugged::{Client, Debugged};
@@ -37,11 +38,43 @@ struct Soak {
     places: Vec<u64>,
     set: Vec<(u8, u64)>,
     stops: u64,
+    /// What was said last, for whoever looks into a failure.
+    said: VecDeque<String>,
+}
+
+impl Drop for Soak {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the last packets: {:#?}", self.said);
+        }
+    }
 }
 
 impl Soak {
+    fn note(&mut self, what: &str) {
+        if self.said.len() >= 40 {
+            self.said.pop_front();
+        }
+        self.said.push_back(what.to_owned());
+    }
+
     fn ok(&mut self, packet: &str) {
+        self.note(packet);
         assert_eq!(self.client.ask(packet), "OK", "{packet}");
+    }
+
+    /// Lets the guest go.
+    fn go(&mut self, packet: &str) {
+        self.note(packet);
+        self.client.send(packet);
+    }
+
+    /// The guest stops, for a breakpoint, a step, or Ctrl-C: for nothing else.
+    fn stopped(&mut self) {
+        let stop = self.client.packet().expect("the guest is there");
+        self.note(&stop);
+        assert!(stop.starts_with("T05") || stop.starts_with("T02"), "the program was disturbed: {stop}");
+        self.stops += 1;
     }
 
     /// The ids of all threads.
@@ -51,14 +84,12 @@ impl Soak {
     }
 
     /// Waits for a stop; types Ctrl-C if there is no breakpoint to be hit, and sometimes if there is.
-    fn stop(&mut self) -> String {
+    fn stop(&mut self) {
         if self.set.is_empty() || self.dice.below(2) == 0 {
+            self.note("Ctrl-C");
             self.client.raw(b"\x03");
         }
-        let stop = self.client.packet().expect("the guest is there");
-        assert!(stop.starts_with("T05") || stop.starts_with("T02"), "the program was disturbed: {stop}");
-        self.stops += 1;
-        stop
+        self.stopped();
     }
 
     fn act(&mut self) {
@@ -83,26 +114,26 @@ impl Soak {
             }
             // Alone, beside others, and as far as a range goes; of a thread that has a CPU.
             4..=7 => {
-                let who = self.on_a_cpu();
                 let action = self.dice.of(&["s:W", "s:W;c", "r0,1:W;c"]);
-                self.client.send(&format!("vCont;{}", action.replace('W', &who)));
-                let stop = self.client.packet().expect("the guest is there");
-                assert!(stop.starts_with("T05"), "{stop}");
-                self.stops += 1;
+                // One that is on none may wait for ever.
+                if let Some(who) = self.on_a_cpu() {
+                    self.go(&format!("vCont;{}", action.replace('W', &who)));
+                    self.stopped();
+                }
             }
             _ => {
-                self.client.send("vCont;c");
+                self.go("vCont;c");
                 self.stop();
             }
         }
     }
 
-    /// The thread that has stopped, or was selected.
-    fn on_a_cpu(&mut self) -> String {
+    /// One of the program's threads that have a CPU.
+    fn on_a_cpu(&mut self) -> Option<String> {
         let list = self.client.ask("qXfer:threads:read::0,fff0");
         let running = list.split("<thread id=\"").skip(1).filter(|thread| thread.contains("user task, running on"));
         let ids: Vec<&str> = running.filter_map(|thread| thread.split('"').next()).collect();
-        if ids.is_empty() { "1".to_owned() } else { self.dice.of(&ids).to_owned() }
+        (!ids.is_empty()).then(|| self.dice.of(&ids).to_owned())
     }
 }
 
@@ -128,9 +159,9 @@ fn whatever_is_done_at_random_leaves_a_program_that_is_right() {
     let marker = guest.symbol("marker");
     let mut client = guest.client();
     client.ask("qSupported:swbreak+;hwbreak+");
-    let mut soak = Soak { client, dice: Dice(seed), places, set: vec![(b'0', marker)], stops: 0 };
+    let mut soak = Soak { client, dice: Dice(seed), places, set: vec![(b'0', marker)], stops: 0, said: VecDeque::new() };
     soak.ok(&format!("Z0,{marker:x},1"));
-    soak.client.send("vCont;c");
+    soak.go("vCont;c");
     soak.stop();
     soak.ok(&format!("z0,{marker:x},1"));
     soak.set.clear();
@@ -141,6 +172,7 @@ fn whatever_is_done_at_random_leaves_a_program_that_is_right() {
         acts += 1;
         // Now and then the client goes without a word, and another comes.
         if soak.dice.below(200) == 0 {
+            soak.note("the next client");
             soak.client.close();
             soak.client = guest.client();
             soak.client.ask("qSupported:swbreak+;hwbreak+");

@@ -90,7 +90,7 @@ fn every_thread_has_its_filter_and_none_can_get_privileges() {
     // The last to confine itself is the main thread, a moment after the others have begun to answer.
     until(|| vmm.all("2", "1"));
     let threads = vmm.threads();
-    for name in ["vcpu0", "vcpu1", "control", "gdb", "trace", "chaos"] {
+    for name in ["vcpu0", "vcpu1", "control", "gdb", "gdb-requests", "trace", "chaos"] {
         assert!(threads.contains_key(name), "{name}: {threads:?}");
     }
     // And everything goes on working.

@@ -4,6 +4,8 @@
 //! the event to [`PORT`] before it acts on it, with the address of the saved registers in RDI and what the event is about in
 //! RSI, and looks at EAX afterwards: [`HANDLED`] means that a debugger has dealt with it and the program goes on with
 //! the saved registers as they are now; anything else, that there is no debugger or that it leaves the event to the kernel.
+//! Then the kernel looks whether a debugger has taken back what led there while it was on its way: an `int3` that isn't in memory any
+//! more is no exception, the instruction that is there now runs; neither is a step whose trap flag has gone from the saved registers.
 //! That way a step belongs to its task wherever it runs, and stays in its saved registers when it doesn't.
 //!
 //! A directory entry of kind [`EntryKind::Debug`](crate::directory::EntryKind::Debug) names an [`Area`] (`address`, `len`) that
@@ -51,6 +53,8 @@ pub mod flags {
     pub const WATCH: u32 = 8;
 }
 
+/// Tasks that are stepped at a time.
+pub const STEPPED: usize = 2;
 /// Pieces of memory that can be watched at a time.
 pub const WATCHES: usize = 16;
 
@@ -60,8 +64,10 @@ pub const WATCHES: usize = 16;
 pub struct Area {
     /// [`flags`].
     pub flags: AtomicU32,
-    /// Zero.
-    pub reserved: u32,
+    /// Another number whenever a debugger has come or gone: what the kernel found out about an exception in between may be old.
+    pub session: AtomicU32,
+    /// Tasks whose trap flag is a debugger's, which steps them; 0: none. A copy of their registers is made without it.
+    pub stepped: [AtomicU32; STEPPED],
     /// What is watched.
     pub watches: [Watch; WATCHES],
 }
@@ -82,14 +88,28 @@ pub struct Watch {
 
 /// Size of a [`Watch`].
 pub const WATCH_BYTES: usize = 24;
-/// Where the first one is.
-pub const WATCHES_AT: usize = 8;
-const _: () = assert!(size_of::<Watch>() == WATCH_BYTES && offset_of!(Area, watches) == WATCHES_AT);
+/// Where the parts of an [`Area`] are; the flags come first.
+pub const SESSION_AT: usize = 4;
+/// The first stepped task.
+pub const STEPPED_AT: usize = 8;
+/// The first watch.
+pub const WATCHES_AT: usize = 16;
+const _: () = assert!(
+    size_of::<Watch>() == WATCH_BYTES
+        && offset_of!(Area, session) == SESSION_AT
+        && offset_of!(Area, stepped) == STEPPED_AT
+        && offset_of!(Area, watches) == WATCHES_AT
+);
 
 impl Area {
     /// Nothing is wanted.
     pub const fn new() -> Self {
-        Self { flags: AtomicU32::new(0), reserved: 0, watches: [const { Watch::new() }; WATCHES] }
+        Self {
+            flags: AtomicU32::new(0),
+            session: AtomicU32::new(0),
+            stepped: [const { AtomicU32::new(0) }; STEPPED],
+            watches: [const { Watch::new() }; WATCHES],
+        }
     }
 }
 
@@ -129,10 +149,14 @@ pub mod frame {
     pub const BYTES: usize = 8 * WORDS;
     /// r15, then r14 to r8 downwards.
     pub const R15: usize = 0;
+    /// Where SYSCALL has saved the flags, until they are in their place.
+    pub const R11: usize = 4;
     /// RBP; then RDI, RSI, RDX, RCX, RBX, RAX.
     pub const RBP: usize = 8;
     /// RAX.
     pub const RAX: usize = 14;
+    /// The vector that led to the kernel.
+    pub const VECTOR: usize = 15;
     /// Instruction pointer.
     pub const RIP: usize = 17;
     /// Code segment.
@@ -144,6 +168,10 @@ pub mod frame {
     /// Stack segment.
     pub const SS: usize = 21;
 }
+
+/// From where SYSCALL leads on, for so many bytes, R11 is what it has saved, or what the kernel puts there for SYSRET, or nothing that
+/// matters.
+pub const SYSCALL_ENTRY_BYTES: u64 = 128;
 
 /// What a task that is on no CPU continues with, from its saved stack pointer upwards: r15, r14, r13, r12, rbx, rbp, and the
 /// return address.

@@ -23,8 +23,10 @@ static AREA: Area = Area::new();
 const _: () = assert!(
     size_of::<TrapFrame>() == frame::BYTES
         && offset_of!(TrapFrame, r15) == 8 * frame::R15
+        && offset_of!(TrapFrame, r11) == 8 * frame::R11
         && offset_of!(TrapFrame, rbp) == 8 * frame::RBP
         && offset_of!(TrapFrame, rax) == 8 * frame::RAX
+        && offset_of!(TrapFrame, vector) == 8 * frame::VECTOR
         && offset_of!(TrapFrame, rip) == 8 * frame::RIP
         && offset_of!(TrapFrame, ss) == 8 * frame::SS
 );
@@ -41,10 +43,13 @@ pub fn show() {
     });
 }
 
-/// A debug exception's vector.
+/// Vectors of a debug exception and of a breakpoint.
 const DEBUG: u64 = 1;
-/// The instruction that raises one by itself.
+const BREAKPOINT: u64 = 3;
+/// Instructions that raise them by themselves.
 const ICEBP: u8 = 0xf1;
+const INT3: u8 = 0xcc;
+const INT_3: [u8; 2] = [0xcd, 3];
 const RFLAGS_TF: u64 = 1 << 8;
 
 /// Tells an event; a debugger's answer, or the event if there is none.
@@ -64,7 +69,50 @@ pub fn exception(frame: &mut TrapFrame, vector: u64, address: u64) -> bool {
     if vector == DEBUG && goes_on(frame) {
         return true;
     }
-    tell(event::EXCEPTION | (vector as u32 & 0xff) << 8, frame, address) == HANDLED
+    loop {
+        // Relaxed, as `wanted`: it changes while all CPUs stand still.
+        let session = AREA.session.load(Ordering::Relaxed);
+        let answer = tell(event::EXCEPTION | (vector as u32 & 0xff) << 8, frame, address);
+        if answer == HANDLED || is_taken_back(frame, vector) {
+            return true;
+        }
+        // A debugger that has come since then may have planted what we have read as the program's own.
+        if AREA.session.load(Ordering::Relaxed) == session {
+            return false;
+        }
+    }
+}
+
+/// Whether a debugger has caused the exception and taken its cause back before it could be told. Linux does the same with its own
+/// breakpoints (`kprobe_int3_handler`).
+fn is_taken_back(frame: &mut TrapFrame, vector: u64) -> bool {
+    let last = user::read::<u8>(frame.rip.wrapping_sub(1));
+    match vector {
+        DEBUG => frame.rflags & RFLAGS_TF == 0 && last != Ok(ICEBP),
+        BREAKPOINT if last != Ok(INT3) && user::read(frame.rip.wrapping_sub(2)) != Ok(INT_3) => {
+            // What is there now, or the fault that nothing is.
+            frame.rip = frame.rip.wrapping_sub(1);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// The trap flag, if it is set in the running task's registers and a debugger has done that. It stays when the registers are replaced, so
+/// that a step ends, and isn't in any copy of them.
+pub fn debuggers_flag(rflags: u64) -> u64 {
+    let me = current();
+    let stepped = || AREA.stepped.iter().any(|id| id.load(Ordering::Relaxed) == me.id.0);
+    if rflags & RFLAGS_TF != 0 && (stepped() || is_watched(me.process())) { RFLAGS_TF } else { 0 }
+}
+
+/// The flags of a new task of `process`, which may be watched as its parent is.
+pub fn child_flags(rflags: u64, process: u32) -> u64 {
+    rflags & !debuggers_flag(rflags) | if is_watched(process) { RFLAGS_TF } else { 0 }
+}
+
+fn is_watched(process: u32) -> bool {
+    wanted() & flags::WATCH != 0 && watches_of(process).next().is_some()
 }
 
 /// Whether the trap is one of many that end when a watched value changes, and none has.
@@ -119,8 +167,8 @@ pub fn system_call(frame: &mut TrapFrame) {
 /// It is about to return from call `number`.
 #[cold]
 pub fn system_call_return(frame: &mut TrapFrame, number: u64) {
-    if wanted() & flags::WATCH != 0 && watches_of(current().process()).next().is_some() {
-        // A signal's handler runs without the flag, and a new thread's parent may have been without.
+    if is_watched(current().process()) {
+        // It came from a signal's handler, or what is watched is new.
         frame.rflags |= RFLAGS_TF;
     }
     tell_call(event::SYSCALL_RETURN, frame, number);

@@ -12,7 +12,7 @@ use super::{apic, debug_port, instr, user_copy};
 use crate::chaos::{self, Point};
 use crate::cpu;
 use crate::mm::layout::{USER_END, task_slot};
-use crate::mm::{fault, shootdown, user};
+use crate::mm::{fault, shootdown};
 use crate::sched;
 use crate::task::{UserContext, UserFault, current, observers, work};
 use crate::time;
@@ -21,8 +21,6 @@ use crate::trace;
 const PAGE_FAULT: u64 = 14;
 const NMI: u64 = 2;
 const DEBUG: u64 = 1;
-/// The instruction that raises a debug exception by itself.
-const ICEBP: u8 = 0xf1;
 const RFLAGS_IF: u64 = 1 << 9;
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
@@ -151,10 +149,6 @@ fn exception(frame: &mut TrapFrame, fault: UserFault) {
     if debug_port::exception(frame, vector, address) {
         return;
     }
-    if vector == DEBUG && frame.rflags & RFLAGS_TF == 0 && user::read(frame.rip.wrapping_sub(1)) != Ok(ICEBP) {
-        // A step that a debugger outside has called off when it had trapped already.
-        return;
-    }
     match current().user() {
         Some(user) => user.exception(frame, fault),
         None => panic!("{fault:?} in ring 3 of a kernel task at {:#x}", frame.rip),
@@ -199,7 +193,8 @@ fn finish_work(frame: &mut TrapFrame) {
 extern "C" fn trap_from_kernel(frame: &mut TrapFrame) {
     match frame.vector {
         PAGE_FAULT => kernel_page_fault(frame),
-        DEBUG => {} // a single-step or watchpoint left over by a debugger
+        // A debugger's step that went astray.
+        DEBUG => frame.rflags &= !RFLAGS_TF,
         v if v < 32 => kernel_exception(frame),
         v => {
             interrupt(v as u8);

@@ -125,6 +125,13 @@ impl Points {
         self.soft().filter(|(_, home)| *home == Home::Kernel).map(|(address, _)| address)
     }
 
+    /// Addresses of programs where an `int3` is, or would be if there were a page; none while the guest stands still.
+    pub fn in_programs(&self) -> impl Iterator<Item = u64> {
+        self.soft()
+            .filter(|(address, _)| *address < KERNEL_HALF && !self.planted.is_empty())
+            .map(|(address, _)| address)
+    }
+
     /// Puts `int3`s where they belong, but not at `except`. `roots`: the address spaces by process, and any for the kernel.
     pub fn plant(&mut self, ram: &Ram, roots: &[(Option<u32>, u64)], except: Option<u64>) -> Planted {
         let mut waiting = false;

@@ -5,7 +5,7 @@
 //!               ^                                                  |  run, step, breakpoints
 //!               +------ hub <- vCPU threads' exits                 +-> run control: stop, ask, go on
 //! ```
-//! Pure are [`packet`], [`command`], [`registers`], [`target_xml`], [`threads`], [`memory`], [`agent_expr`] and, but for the bytes in guest
+//! Pure are [`packet`], [`command`], [`registers`], [`target_xml`], [`threads`], [`memory`], [`steps`], [`agent_expr`] and, but for the bytes in guest
 //! memory, [`breakpoints`] and [`watch`]. Everything that comes from the guest or from the client is checked where it is used. See docs/debugging.md.
 
 pub mod address;
@@ -14,6 +14,8 @@ pub mod breakpoints;
 pub mod command;
 pub mod hex;
 pub mod hub;
+pub mod inflight;
+pub mod judge;
 pub mod kernel_file;
 pub mod maps;
 pub mod memory;
@@ -24,7 +26,10 @@ pub mod registers;
 pub mod run;
 pub mod server;
 pub mod session;
+pub mod settings;
 pub mod step;
+pub mod steps;
+pub mod stop;
 pub mod target;
 pub mod target_xml;
 pub mod threads;

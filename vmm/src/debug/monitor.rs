@@ -50,7 +50,10 @@ pub fn run(session: &mut Session, selected: u32, line: &str) -> String {
             Err(why) => format!("{why}\n"),
         },
         ("requests", _) => session.target.machine.clerk.render(),
-        ("translate", Some(address)) => translate(session, selected, address),
+        ("translate", Some(address)) => {
+            let thread = session.program_thread();
+            translate(session, thread, address)
+        }
         ("physical", Some(choice)) => switch(choice, &mut session.physical),
         ("stop-on-fault", Some(choice)) => switch(choice, &mut session.target.running.stop_on_fault),
         _ => format!("unknown: {line:?}; try: monitor help\n"),

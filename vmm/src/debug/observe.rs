@@ -9,7 +9,7 @@ use vcpu_sched::taskdebug::{event, flags};
 
 use super::hub::Event;
 use super::memory::Space;
-use super::run::{Stop, Why, signal};
+use super::stop::{Stop, Why, signal};
 use super::target::{Target, TargetError};
 use super::watch::WatchError;
 

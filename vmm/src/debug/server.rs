@@ -17,8 +17,8 @@ use super::address::{Client, Listener};
 use super::command::parse;
 use super::hub;
 use super::packet::{Decoder, Input, encode};
-use super::run::{Stop, signal};
 use super::session::{self, Reply, Session};
+use super::stop::{Stop, Why, signal};
 use super::target::{Machine, TargetError};
 use crate::sandbox::{self, Kind};
 use crate::vm::run_control::Paused;
@@ -232,7 +232,7 @@ impl Serving {
             // The guest is ending, or a vCPU waits for its output to be read: the client is told by a stop.
             Err(error) => {
                 log::warn!("the debugger can't stop the guest: {error}");
-                let stop = Stop { thread: 1, signal: signal::INT, why: super::run::Why::Signal };
+                let stop = Stop { thread: 1, signal: signal::INT, why: Why::Signal };
                 let reply = session.stopped(stop);
                 connection.send(&reply);
             }

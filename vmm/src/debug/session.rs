@@ -9,7 +9,7 @@ use vcpu_sched::taskdebug::WATCHES;
 
 use super::command::{Action, Command, Kind, ThreadId};
 use super::registers::{REGISTERS, is_vector, number, value_of};
-use super::run::{EXPEDITED, Stop, Why, signal};
+use super::stop::{EXPEDITED, Stop, Why, signal};
 use super::target::{Machine, Target, TargetError};
 use super::threads::{Thread, to_xml};
 use super::{hex, monitor, target_xml};
@@ -171,7 +171,7 @@ impl Session {
             Command::ResumeSupported => text("vCont;c;C;s;S;t;r"),
             Command::Resume(actions) => self.resume(&actions)?,
             Command::Insert(kind @ (Kind::Software | Kind::Hardware), address, _, conditions) => {
-                let process = self.target.thread(selected).ok().and_then(|thread| thread.process);
+                let process = self.target.thread(self.program_thread()).ok().and_then(|thread| thread.process);
                 let room = self.target.points.insert(kind, address, process, conditions);
                 if room { ok() } else { text("E.no debug register is free (a CPU has 4)") }
             }
@@ -243,6 +243,14 @@ impl Session {
             Command::FileClose(KERNEL_HANDLE) => text("F0"),
             Command::FileRead(..) | Command::FileStat(_) | Command::FileClose(_) => text(format!("F-1,{EBADF:x}")),
         })
+    }
+
+    /// The selected thread, if it has a program, else the one that has stopped: a client that has listed all threads leaves the last one
+    /// selected, which is some CPU's idle task.
+    pub fn program_thread(&self) -> u32 {
+        let has = |id: &u32| self.target.thread(*id).is_ok_and(|thread| thread.process.is_some());
+        let stopped = self.target.running.last.map(|stop| stop.thread).filter(has);
+        Some(self.selected).filter(has).or(stopped).unwrap_or(self.selected)
     }
 
     fn read(&mut self, address: u64, length: usize) -> Result<Vec<u8>, TargetError> {
@@ -387,8 +395,7 @@ fn reason(stop: Stop) -> &'static str {
 pub fn begin(machine: &Machine, held: Option<crate::vm::run_control::Paused>) -> Result<Session, TargetError> {
     let mut target = Target::new(machine.clone());
     target.paused = held;
-    machine.hub.attach(true);
-    target.halt()?;
+    target.seize()?;
     Ok(Session::new(target))
 }
 

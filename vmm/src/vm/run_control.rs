@@ -130,10 +130,11 @@ impl RunControl {
         Paused { control: self.clone(), held: vec![true; self.0.seats.len()], tells: false, told: false }
     }
 
-    /// Lets vCPUs go on that have stopped by themselves, one or all, as far as nobody holds them.
-    pub fn go(&self, vcpu: Option<usize>) {
-        let chosen = self.0.seats.iter().enumerate().filter(|(index, _)| vcpu.is_none_or(|vcpu| vcpu == *index));
-        chosen.for_each(|(_, seat)| seat.go());
+    /// Lets a vCPU go on that has stopped by itself, as far as nobody holds it.
+    pub fn go(&self, vcpu: usize) {
+        if let Some(seat) = self.0.seats.get(vcpu) {
+            seat.go();
+        }
     }
 
     /// Ends all threads. May be called again, as a further kick.

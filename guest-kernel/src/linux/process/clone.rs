@@ -12,6 +12,7 @@ use vcpu_sched::ids::TaskId;
 
 use super::signal::{MAX_SIGNAL, SIGCHLD, SignalState};
 use super::{Image, Process, Thread, futex, table, thread, timers};
+use crate::arch::debug_port;
 use crate::arch::fpu::{self, Area};
 use crate::arch::trap_entry::TrapFrame;
 use crate::linux::errno::{Errno, SysResult};
@@ -204,6 +205,7 @@ fn spawn(me: &Thread, frame: &TrapFrame, r: Request) -> SysResult {
 
     let mut child_frame = *frame;
     child_frame.rax = 0;
+    child_frame.rflags = debug_port::child_flags(frame.rflags, process.pid);
     if r.stack != 0 {
         child_frame.rsp = r.stack;
     }

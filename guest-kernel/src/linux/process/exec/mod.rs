@@ -15,8 +15,8 @@ use core::sync::atomic::Ordering;
 
 use super::signal::{self, SIGSEGV};
 use super::{Image, Process, Thread, exit, thread};
-use crate::arch::fpu;
 use crate::arch::trap_entry::TrapFrame;
+use crate::arch::{debug_port, fpu};
 use crate::cpu;
 use crate::linux::errno::{Errno, SysResult};
 use crate::linux::fs::{self, Inode};
@@ -174,7 +174,9 @@ pub fn commit(thread: &Thread, prepared: Prepared, frame: &mut TrapFrame) -> Res
                 bias: program.bias,
                 stack_top: sp,
             }));
+            let stepped = debug_port::debuggers_flag(frame.rflags);
             *frame = thread::fresh_frame(program.entry, sp);
+            frame.rflags |= stepped;
         }
         Err(_) => {
             signal::start_group_exit(process, SIGSEGV);

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 
 use super::info::{Action, SigInfo, flags};
 use super::{SIGSEGV, UNBLOCKABLE, bit, force, recalculate};
+use crate::arch::debug_port;
 use crate::arch::fpu::{self, Area};
 use crate::arch::trap_entry::TrapFrame;
 use crate::cpu;
@@ -102,6 +103,7 @@ pub fn push(thread: &Thread, frame: &mut TrapFrame, info: &SigInfo, action: &Act
     w[UC] = UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS | if xsave { UC_FP_XSTATE } else { 0 };
     w[UC_STACK..UC_STACK + 3].copy_from_slice(&alt_stack_words(&alt, frame.rsp));
     let fault = *thread.last_fault.lock();
+    let stepped = debug_port::debuggers_flag(frame.rflags);
     w[MCONTEXT..MCONTEXT + 24].copy_from_slice(&[
         frame.r8,
         frame.r9,
@@ -120,7 +122,7 @@ pub fn push(thread: &Thread, frame: &mut TrapFrame, info: &SigInfo, action: &Act
         frame.rcx,
         frame.rsp,
         frame.rip,
-        frame.rflags,
+        frame.rflags & !stepped,
         frame.cs | frame.ss << 48,
         fault.error,
         fault.vector,
@@ -150,7 +152,7 @@ pub fn push(thread: &Thread, frame: &mut TrapFrame, info: &SigInfo, action: &Act
     frame.rax = 0;
     frame.rip = action.handler;
     frame.rsp = at;
-    frame.rflags &= !CLEARED_FLAGS;
+    frame.rflags = frame.rflags & !CLEARED_FLAGS | stepped;
     frame.vector = 0;
     Ok(())
 }
@@ -236,6 +238,7 @@ fn restore(thread: &Thread, frame: &mut TrapFrame) -> Result<(), Errno> {
     (frame.rdi, frame.rsi, frame.rbp, frame.rbx) = (r(8), r(9), r(10), r(11));
     (frame.rdx, frame.rax, frame.rcx, frame.rsp) = (r(12), r(13), r(14), r(15));
     frame.rip = rip;
-    frame.rflags = frame.rflags & !RETURNED_FLAGS | r(17) & RETURNED_FLAGS;
+    let stepped = debug_port::debuggers_flag(frame.rflags);
+    frame.rflags = frame.rflags & !RETURNED_FLAGS | r(17) & RETURNED_FLAGS | stepped;
     Ok(())
 }
