@@ -17,6 +17,8 @@ pub struct Plot {
 
 /// Pixels.
 const SIZE: (u32, u32) = (800, 480);
+/// Ticks of an axis.
+const MOST_TICKS: usize = 11;
 /// Of the space around the points.
 const MARGIN: f64 = 0.05;
 
@@ -34,6 +36,24 @@ fn range(values: impl Iterator<Item = f64>, from_zero: bool) -> std::ops::Range<
         return least - 0.5..most + 0.5;
     }
     (if from_zero && least == 0.0 { 0.0 } else { least - space })..most + space
+}
+
+/// How many ticks an axis has at most. Between whole numbers that lie close together there are none, as nothing can be there.
+fn ticks(values: impl Iterator<Item = f64> + Clone) -> usize {
+    let whole = values.clone().all(|value| value.fract() == 0.0);
+    let (least, most) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, m), v| (l.min(v), m.max(v)));
+    let between = most - least + 1.0;
+    if whole && (1.0..=MOST_TICKS as f64).contains(&between) { between as usize } else { MOST_TICKS }
+}
+
+/// A tick's number with as many places as it needs; a step of an axis has three at most that matter.
+fn label(value: f64) -> String {
+    if value.abs() >= 1e7 || value != 0.0 && value.abs() < 1e-4 {
+        return format!("{value:.3e}");
+    }
+    let text = format!("{value:.6}");
+    let short = text.trim_end_matches('0').trim_end_matches('.');
+    if short == "-0" { "0".to_owned() } else { short.to_owned() }
 }
 
 /// Draws it.
@@ -67,7 +87,17 @@ fn draw<'a>(
         .x_label_area_size(40)
         .y_label_area_size(70)
         .build_cartesian_2d(x, y)?;
-    chart.configure_mesh().x_desc(&plot.x).y_desc(&plot.y).light_line_style(WHITE).draw()?;
+    let points = || plot.lines.iter().flat_map(|(_, points)| points);
+    chart
+        .configure_mesh()
+        .x_desc(&plot.x)
+        .y_desc(&plot.y)
+        .x_labels(ticks(points().map(|point| point.0)))
+        .y_labels(ticks(points().map(|point| point.1)))
+        .x_label_formatter(&|value| label(*value))
+        .y_label_formatter(&|value| label(*value))
+        .light_line_style(WHITE)
+        .draw()?;
     for (index, (name, points)) in plot.lines.iter().enumerate() {
         let colour = Palette99::pick(index).to_rgba();
         let line = chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
@@ -100,6 +130,27 @@ mod tests {
         for text in ["fair", "rr", "seconds", "speed &amp; &lt;more&gt;"] {
             assert!(svg.contains(text), "{text}");
         }
+    }
+
+    /// The numbers beside the axes.
+    fn labels(points: Vec<(f64, f64)>) -> Vec<String> {
+        let words = || ["", "x", "y"].map(str::to_owned);
+        let [title, x, y] = words();
+        let svg = svg(&Plot { title, x, y, lines: vec![(String::new(), points)] }).unwrap();
+        let texts = svg.split("</text>").filter_map(|part| part.rsplit('>').next());
+        texts.map(str::trim).filter(|text| text.parse::<f64>().is_ok()).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn whole_numbers_have_whole_ticks() {
+        for most in 2..=11_u32 {
+            let points = (1..=most).map(|n| (f64::from(n), f64::from(n % 3))).collect();
+            let labels = labels(points);
+            assert!(labels.iter().all(|label| !label.contains('.')), "{labels:?}");
+            assert!(labels.iter().any(|label| *label == "2"), "{labels:?}");
+        }
+        let fractions = labels(vec![(0.0, 0.0), (0.5, 0.25)]);
+        assert!(fractions.iter().any(|label| label == "0.1"), "{fractions:?}");
     }
 
     #[test]

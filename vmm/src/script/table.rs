@@ -96,7 +96,12 @@ impl Table {
                 value.ok_or_else(|| failed(format!("column {name} has something that is no number")))
             };
             let point = (at(x, &x_name)?, at(y, &y_name)?);
-            let name = series.and_then(|column| row.get(column)).map(Dynamic::to_string).unwrap_or_default();
+            let name = series.zip(series.and_then(|column| row.get(column))).map(|(column, value)| {
+                // A number alone tells nobody what it is a number of.
+                let of = self.columns.get(column).filter(|_| number(value).is_some());
+                of.map_or_else(|| value.to_string(), |of| format!("{of} {value}"))
+            });
+            let name = name.unwrap_or_default();
             match lines.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, points)) => points.push(point),
                 None => lines.push((name, vec![point])),

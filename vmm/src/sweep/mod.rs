@@ -11,6 +11,8 @@ mod plan;
 mod slurm;
 mod store;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
