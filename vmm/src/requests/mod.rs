@@ -115,7 +115,7 @@ impl Bell {
     pub fn listener(&self) -> impl FnMut(u32) + Send + 'static {
         let bell = self.clone();
         move |number| match number {
-            READY => drop(bell.0.ready.send_replace(())),
+            READY => bell.0.ready.send_modify(|()| ()),
             _ => bell.ring(),
         }
     }
@@ -130,7 +130,7 @@ impl Bell {
     pub fn end(&self) {
         self.lock().ended = true;
         self.0.rung.notify_all();
-        self.0.ready.send_replace(());
+        self.0.ready.send_modify(|()| ());
     }
 
     /// The state is whole at every moment, also after a panic.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -84,7 +84,7 @@ fn stay(socket: &Path, mut client: Client, process: u32, signals: SignalFd) -> R
 }
 
 /// Signals to this process are the program's.
-fn pass_on(socket: &PathBuf, process: u32, mut signals: SignalFd) {
+fn pass_on(socket: &Path, process: u32, mut signals: SignalFd) {
     loop {
         let mut ready = [PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
         // Interrupted or not, the next line finds what there is.
