@@ -22,8 +22,6 @@ pub const CONTROL: u32 = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUE
 const LSTAR: u32 = 0xc000_0082;
 /// CR3: the page table's address (Intel SDM vol. 3A, 4.5).
 const ROOT: u64 = 0x000f_ffff_ffff_f000;
-/// A page fault's vector.
-const PAGE_FAULT: u64 = 14;
 /// `hlt`, `iretq`, `sysretq`.
 const HLT: [u8; 1] = [0xf4];
 const IRETQ: [u8; 2] = [0x48, 0xcf];
@@ -103,6 +101,8 @@ impl Target {
     pub(super) fn set_flag(&mut self, id: u32, on: bool) -> Result<(), TargetError> {
         let with = move |flags: u64| if on { flags | RFLAGS_TF } else { flags & !RFLAGS_TF };
         let Ok(thread) = self.thread(id).cloned() else { return Ok(()) };
+        let at = self.debug_places.map(|place| place.extra).filter(|_| thread.user);
+        let mut entry = 0;
         if let Some(vcpu) = thread.vcpu {
             let registers = self.vcpu(vcpu)?;
             let (ring, regs) = (registers.sregs.ss.dpl, registers.regs);
@@ -117,9 +117,12 @@ impl Target {
                 }
                 return Ok(());
             }
-            let entry = self.syscall_entry(vcpu)?;
+            entry = self.syscall_entry(vcpu)?;
             let entering = entry != 0 && (entry..entry.saturating_add(SYSCALL_ENTRY_BYTES)).contains(&regs.rip);
-            if entering || self.space(id)?.read(regs.rip, SYSRETQ.len()).starts_with(&SYSRETQ) {
+            // Or in the fault that fetching from there is on some hosts, its registers not yet saved.
+            let faulting = at.is_some_and(|at| regs.rsp >= at && regs.rsp - at < frame::BYTES as u64)
+                && self.frame_word(id, at, frame::RIP)? == Some(entry);
+            if entering || faulting || self.space(id)?.read(regs.rip, SYSRETQ.len()).starts_with(&SYSRETQ) {
                 // On its way in or out.
                 self.change_vcpu(vcpu, |vcpu| {
                     vcpu.regs.r11 = with(vcpu.regs.r11);
@@ -127,18 +130,21 @@ impl Target {
                 })?;
             }
         }
-        let Some(at) = self.debug_places.map(|place| place.extra).filter(|_| thread.user) else { return Ok(()) };
+        let Some(at) = at else { return Ok(()) };
         let Some(words) = self.space(id)?.words::<{ frame::WORDS }>(at) else { return Ok(()) };
-        let mut change = vec![frame::RFLAGS];
-        // SYSCALL's own page fault (docs/abi.md): its flags aren't in their place yet.
-        let entry = thread.vcpu.map_or(Ok(0), |vcpu| self.syscall_entry(vcpu))?;
-        if words[frame::VECTOR] == PAGE_FAULT && words[frame::RIP] == entry {
-            change.push(frame::R11);
-        }
-        for word in change.into_iter().filter(|word| with(words[*word]) != words[*word]) {
+        // That fault's frame: its flags aren't in their place yet.
+        let faulted = entry != 0 && words[frame::RIP] == entry;
+        let places = if faulted { &[frame::RFLAGS, frame::R11][..] } else { &[frame::RFLAGS] };
+        for word in places.iter().copied().filter(|word| with(words[*word]) != words[*word]) {
             self.space(id)?.write(at.wrapping_add(8 * word as u64), &with(words[word]).to_le_bytes())?;
         }
         Ok(())
+    }
+
+    /// A word of a program's saved registers.
+    fn frame_word(&mut self, id: u32, at: Option<u64>, word: usize) -> Result<Option<u64>, TargetError> {
+        let Some(at) = at else { return Ok(None) };
+        Ok(self.space(id)?.words::<1>(at.wrapping_add(8 * word as u64)).map(|[word]| word))
     }
 
     /// Where SYSCALL leads on a vCPU; 0: nowhere.
