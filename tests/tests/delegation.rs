@@ -1,10 +1,15 @@
-//! Programs whose tasks an agent schedules: the VMM's own, by every policy, and what becomes of them when it is thrown out.
+//! Programs whose tasks an agent schedules: the VMM's own, by every policy, and what becomes of them when it is thrown out or scribbles.
 
+use std::fs::File;
+use std::mem::offset_of;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use taskvisor_tests::checked::run_checked;
-use taskvisor_tests::guest::program;
+use taskvisor_tests::guest::{program, taskvisor};
 use taskvisor_tests::{Guest, Outcome, TempDir, on_1_2_and_4_vcpus, prereq, serial};
+use vcpu_sched::delegation::abi::{Header, MAGIC};
 
 /// A hundred lines of ordinary shell.
 const POSIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/posix.sh");
@@ -41,22 +46,29 @@ on_1_2_and_4_vcpus! {
         assert_eq!(outcome.stdout, host.stdout);
         expect_delegated(&outcome);
     }
-    fn a_bash_script(guest: Guest) {
-        let (Some(bash), Some(busybox)) = (prereq::bash(), prereq::busybox()) else { return };
-        let work = TempDir::new();
-        let host = taskvisor_tests::Run::new(&bash).arg(POSIX).env("BUSYBOX", &busybox).env("WORK", work.path()).run();
-        let guest = guest.file(Path::new(POSIX), "/script.sh").file(&busybox, "/bin/busybox");
-        let guest = guest.env("BUSYBOX", "/bin/busybox").env("WORK", "/tmp");
-        let outcome = delegated(guest, "fifo").run(&bash, ["/script.sh"]);
-        outcome.expect_code(0);
-        assert_eq!(outcome.stdout, host.stdout);
-        expect_delegated(&outcome);
-    }
     fn a_thread_pool(guest: Guest) {
         let outcome = delegated(guest, "shinjuku:20000").run(&program("rust/pool"), ["4", "100"]);
         outcome.expect_code(0).expect_stdout("PASS");
         expect_delegated(&outcome);
     }
+}
+
+/// A hundred lines of shell, which take long where ring 0 is interpreted: on two vCPUs only.
+#[test]
+fn a_bash_script() {
+    let (Some(bash), Some(busybox)) = (prereq::bash(), prereq::busybox()) else { return };
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let work = TempDir::new();
+    let host = taskvisor_tests::Run::new(&bash).arg(POSIX).env("BUSYBOX", &busybox).env("WORK", work.path()).run();
+    let guest = Guest::new(2).file(Path::new(POSIX), "/script.sh").file(&busybox, "/bin/busybox");
+    let guest = guest.env("BUSYBOX", "/bin/busybox").env("WORK", "/tmp");
+    let outcome = delegated(guest, "fifo").run(&bash, ["/script.sh"]);
+    outcome.expect_code(0);
+    assert_eq!(outcome.stdout, host.stdout);
+    expect_delegated(&outcome);
 }
 
 /// Three processes and two pipes.
@@ -109,4 +121,77 @@ fn affinities_are_kept() {
     let outcome = delegated(Guest::new(4), "fifo").run(&program("musl/fpu"), ["4", "5"]);
     outcome.expect_code(0).expect_stdout("PASS");
     expect_delegated(&outcome);
+}
+
+/// Whoever has the region may write anything anywhere: what the guest and the VMM's agent read there is garbage for a while. The guest
+/// throws the agent out or goes on with it; its programs end as they should, and so does the VMM.
+#[test]
+fn garbage_in_the_whole_region_harms_neither_guest_nor_vmm() {
+    let Some(busybox) = prereq::busybox() else { return };
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let script = "for i in 1 2 3 4; do seq 1 1000 | sort -rn | md5sum; done";
+    let host = taskvisor_tests::Run::new(&busybox).args(["sh", "-c", script]).run();
+    let mut vmm = Command::new(taskvisor())
+        .args(["run", "--vcpus", "2", "--delegate", "fifo", "--delegate-timeout", "500ms", "--timeout", "100s", "--"])
+        .arg(&busybox)
+        .args(["sh", "-c", script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let mut written = 0_u64;
+    if let Some((ram, start, len)) = region_of(&mut vmm) {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        while vmm.try_wait().expect("our child").is_none() && written < 400_000 {
+            // Xorshift (Marsaglia, "Xorshift RNGs", 2003): any words will do, and the same each time.
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let value = match random >> 61 {
+                0 => 0,
+                1 => u64::MAX,
+                2 => random & 0x1ff,
+                _ => random,
+            };
+            let at = start + (random >> 8) % (len / 8) * 8;
+            ram.write_all_at(&value.to_le_bytes(), at).expect("it is there");
+            written += 1;
+        }
+    }
+    let output = vmm.wait_with_output().expect("our child");
+    assert!(written > 0, "the guest had ended before anything was written");
+    assert_eq!(output.status.code(), Some(0), "after {written} words");
+    assert_eq!(output.stdout, host.stdout, "after {written} words");
+}
+
+/// The file behind a guest's memory, and where in it the enclave is; `None` if the guest ended before.
+fn region_of(vmm: &mut Child) -> Option<(File, u64, u64)> {
+    let ram = loop {
+        let found = std::fs::read_dir(format!("/proc/{}/fd", vmm.id()))
+            .ok()?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("taskvisor-ram")));
+        if let Some(path) = found {
+            break File::options().read(true).write(true).open(path).ok()?;
+        }
+        vmm.try_wait().expect("our child").is_none().then_some(())?;
+    };
+    let size = ram.metadata().ok()?.len();
+    loop {
+        // The enclave begins a page; pages that the guest never wrote read as zero and stay away.
+        for page in (0..size).step_by(4096) {
+            let mut head = [0; 48];
+            ram.read_exact_at(&mut head, page).ok()?;
+            let field = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
+            if field(0) == MAGIC {
+                return Some((ram, page, field(offset_of!(Header, bytes))));
+            }
+        }
+        vmm.try_wait().expect("our child").is_none().then_some(())?;
+    }
 }

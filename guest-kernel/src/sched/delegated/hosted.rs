@@ -8,8 +8,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use vcpu_sched::cpumask::CpuMask;
-use vcpu_sched::delegation::enclave::{Arrival, Effects, Enclave, NewTask, Pick, SlotId};
+use vcpu_sched::delegation::enclave::{Arrival, Effects, Enclave, NewTask, Occasion, Pick, SlotId};
 use vcpu_sched::delegation::task::{Leave, Place};
+use vcpu_sched::delegation::txn::Rest;
 use vcpu_sched::events::Kind;
 use vcpu_sched::ids::{CpuId, Nanos, TaskId};
 use vcpu_sched::task::state::State;
@@ -141,8 +142,13 @@ impl Hosted {
 
     /// What this CPU runs next; `above`: something that goes before it waits there. `prev` may go on.
     pub fn pick(&mut self, me: CpuId, prev: Option<&Task>, above: bool, now: Nanos) -> Option<TaskRef> {
+        // It may have polled before, and what it runs next may be no task of ours: from here on a commit needs a kick.
+        let asked = self.enclave.rest(me, Rest::Runs);
         self.enclave.higher_class(me, above, now);
         if above {
+            if asked {
+                self.enclave.poll(me, Occasion::Schedule, now);
+            }
             return None;
         }
         let prev = prev.and_then(|task| Some((self.seat_of(task)?, task)));
