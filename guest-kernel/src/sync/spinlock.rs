@@ -10,11 +10,11 @@ use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use vcpu_sched::ids::CpuId;
+use vcpu_sched::ids::{CpuId, Nanos};
 
 use crate::arch::instr;
 use crate::chaos::{self, Point};
-use crate::cpu;
+use crate::cpu::{self, Cpu};
 
 /// Interrupts off from creation to drop; nests.
 pub struct IrqGuard {
@@ -101,6 +101,7 @@ impl<T: ?Sized> SpinLock<T> {
         // Relaxed, here and below: figures that only this CPU writes, its interrupts off.
         stats.lock_waits.store(stats.lock_waits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let mut preempted = false;
+        let mut watched: Option<Watched> = None;
         loop {
             // Relaxed: only a hint; `take` orders.
             let holder = self.holder.load(Ordering::Relaxed);
@@ -110,11 +111,17 @@ impl<T: ?Sized> SpinLock<T> {
                 }
                 continue;
             }
-            preempted |= cpu::get(CpuId(u32::from(holder - 1))).is_some_and(|c| c.steal.is_preempted());
+            if watched.as_ref().is_none_or(|w| w.tag != holder) {
+                preempted |= watched.is_some_and(|w| w.was_away());
+                watched = Watched::new(holder);
+            }
+            preempted |= watched.as_ref().is_some_and(|w| w.holder.steal.is_preempted());
             // A holder may be waiting for this CPU to flush its TLB; the flush itself needs no lock.
             crate::mm::shootdown::service_pending();
             core::hint::spin_loop();
         }
+        // After `take`, which acquires: what the host wrote before it let the last holder go on is visible.
+        preempted |= watched.is_some_and(|w| w.was_away());
         if preempted {
             let n = stats.lock_waits_preempted.load(Ordering::Relaxed) + 1;
             stats.lock_waits_preempted.store(n, Ordering::Relaxed);
@@ -126,6 +133,27 @@ impl<T: ?Sized> SpinLock<T> {
         let irq = IrqGuard::new();
         // A guard is made only if the lock is ours: the end of any other would open somebody else's.
         self.take().then(|| SpinLockGuard { lock: self, _irq: irq })
+    }
+}
+
+/// A lock's holder, as somebody sees it who waits.
+struct Watched {
+    tag: u8,
+    holder: &'static Cpu,
+    /// What had been stolen from it when it was first seen.
+    stolen: Nanos,
+}
+
+impl Watched {
+    fn new(tag: u8) -> Option<Self> {
+        let holder = cpu::get(CpuId(u32::from(tag).checked_sub(1)?))?;
+        Some(Self { tag, holder, stolen: holder.steal.stolen() })
+    }
+
+    /// Whether the host has run something else in its place meanwhile. Not every KVM says so while it lasts; but all tell it when they let
+    /// the CPU go on, which is before it can open the lock.
+    fn was_away(&self) -> bool {
+        self.holder.steal.stolen() != self.stolen
     }
 }
 
