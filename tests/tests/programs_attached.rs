@@ -54,7 +54,7 @@ fn streams_and_exit_code_are_the_programs() {
     attached(&running, b"", "cat; exit 0").expect_code(0);
     spawn(&running, b"", &["--attach", "/bin/none"]).expect_code(125).expect_stderr("no such file");
     // More than all the pipes and buffers between hold, both ways at once.
-    let many: Vec<u8> = (0..150_000_u32).map(|n| (n * 31 >> 3) as u8).collect();
+    let many: Vec<u8> = (0..150_000_u32).map(|n| ((n * 31) >> 3) as u8).collect();
     let back = attached(&running, &many, "cat");
     back.expect_code(0);
     assert!(back.stdout == many, "{} of {} bytes came back, or others", back.stdout.len(), many.len());
@@ -86,7 +86,9 @@ fn a_program_waits_for_a_client_and_outlives_it() {
     let id = start_attached(&running, "echo first; yes | head -c 300000; read x; echo $x; exit 3");
     let blocked = |list: &serde_json::Value| {
         let tasks = list.as_array().into_iter().flatten();
-        tasks.filter(|task| task["process"].to_string() == id || task["name"] == "yes").any(|t| t["state"] == "blocked")
+        tasks
+            .filter(|task| task["process"].as_u64() == id.parse().ok() || task["name"] == "yes")
+            .any(|t| t["state"] == "blocked")
     };
     // Nobody reads: it comes to stand.
     running.until(["tasks", "--json"], blocked);
@@ -128,7 +130,7 @@ fn programs_nobody_asks_for_any_more_make_room() {
     // Forgotten, a program finds its input at an end.
     until(&mut ask(&running, &format!("DELETE /v1/programs/{}", held[0])), "204");
     running.until(["tasks", "--json"], |list| {
-        list.as_array().into_iter().flatten().all(|task| task["process"].to_string() != held[0])
+        list.as_array().into_iter().flatten().all(|task| task["process"].as_u64() != held[0].parse().ok())
     });
     attached(&running, b"", "exit 9").expect_code(9);
 }
