@@ -13,8 +13,8 @@ use super::target::{Target, TargetError};
 
 /// How long a vCPU is let go at first; twice as long each time.
 const FIRST: Duration = Duration::from_micros(50);
-/// How often. It takes one KVM_RUN; a kick may come before it.
-const TRIES: u32 = 12;
+/// How often: seconds in all. It takes one KVM_RUN, but on a loaded host the thread gets a CPU late, and the kick comes before it.
+const TRIES: u32 = 16;
 /// A breakpoint's vector.
 const BREAKPOINT: u8 = 3;
 
