@@ -41,7 +41,7 @@ if bash=$(command -v bash-static); then
         'trap "echo trap ran" EXIT; for i in 1 2 3; do (echo "subshell $i: $((i * i * 1111))"); done; echo "$((7 * 6)) on $MACHTYPE"'
 fi
 show "threads: a sieve on both vCPUs (C, musl)" -- "$programs/musl/primes" 20000000 2 4
-show "threads: mutexes, condition variables, channels (Rust)" -- "$programs/rust/pool" 4 2000
+show "threads: mutexes, condition variables, channels (Rust)" -- "$programs/rust/pool" 4 500
 show "vector registers under preemption and migration (C, glibc)" -- "$programs/glibc/fpu" 4 20
 show "fork, copy-on-write, pipes (C, musl)" -- "$programs/musl/forkstorm" 2 4 16
 expect=139 show "a program that dereferences null" -- "$programs/musl/bad" null
