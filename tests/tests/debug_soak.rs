@@ -159,7 +159,8 @@ fn whatever_is_done_at_random_leaves_a_program_that_is_right() {
     let marker = guest.symbol("marker");
     let mut client = guest.client();
     client.ask("qSupported:swbreak+;hwbreak+");
-    let mut soak = Soak { client, dice: Dice(seed), places, set: vec![(b'0', marker)], stops: 0, said: VecDeque::new() };
+    let mut soak =
+        Soak { client, dice: Dice(seed), places, set: vec![(b'0', marker)], stops: 0, said: VecDeque::new() };
     soak.ok(&format!("Z0,{marker:x},1"));
     soak.go("vCont;c");
     soak.stop();
