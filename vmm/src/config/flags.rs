@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use vcpu_sched::runqueue::PolicyKind;
 
 use super::text::IdSet;
-use super::values::{AgentPolicy, Classes, ClockRate, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables};
+use super::values::{
+    AgentPolicy, Classes, ClockRate, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables,
+};
 use super::{Config, ConsoleChoice, DEFAULT_MEMORY, FileSpec, LogLevel, LogSink, ProgramSpec};
 use crate::affinity::{self, CoreScheduling};
 use crate::boot::cpuid::model::Model;

@@ -60,8 +60,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 7] =
-        [Kind::Main, Kind::Vcpu, Kind::Control, Kind::Gdb, Kind::Trace, Kind::Chaos, Kind::Agent];
+    const ALL: [Kind; 7] = [Kind::Main, Kind::Vcpu, Kind::Control, Kind::Gdb, Kind::Trace, Kind::Chaos, Kind::Agent];
 
     const fn name(self) -> &'static str {
         match self {
