@@ -129,6 +129,7 @@ static void process_sleep(void) {
 static void children(void) {
     pid_t pid = fork();
     if (pid == 0) {
+        alarm(60); /* in case that the parent fails */
         /* Not just until the span is over: a kernel that looks at its ticks only never sees the end of a clock that has stopped. */
         for (;;)
             sink++;

@@ -1,6 +1,7 @@
 // Programs to be debugged, by their first argument. Each prints at its end what it has counted, so that whatever a debugger leaves
 // behind shows.
 #define _GNU_SOURCE
+#include <link.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -33,6 +34,19 @@ NOINLINE void hit(long who) {
 }
 
 NOINLINE void marker(void) { __asm__ volatile("" ::: "memory"); }
+
+// Touches each page of the program, so that it is there to be read.
+static int touch(struct dl_phdr_info *info, size_t size, void *unused) {
+    (void)size, (void)unused;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &info->dlpi_phdr[i];
+        if (part->p_type != PT_LOAD)
+            continue;
+        for (size_t at = 0; at < part->p_memsz; at += 4096)
+            (void)*(volatile char *)(info->dlpi_addr + part->p_vaddr + at);
+    }
+    return 0;
+}
 
 // On a page of its own, which is not there until it is called.
 #define FAR __attribute__((section(".late"), aligned(65536)))
@@ -196,6 +210,7 @@ int main(int argc, char **argv) {
         printf("product %.3f\n", product);
     } else if (!strcmp(mode, "calls")) {
         memset(block, 0x5a, sizeof block);
+        dl_iterate_phdr(touch, NULL);
         marker();
         long first = outer(n - 1);
         printf("outer %ld %s\n", first + outer(n), message);
