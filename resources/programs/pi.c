@@ -151,9 +151,20 @@ static void inheritance(void) {
 }
 
 /* 3: what is refused. */
+/* Whether a thread of ours is asleep. */
+static int sleeps(pid_t tid) {
+    char path[64], text[256], *state;
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)tid);
+    FILE *stat = fopen(path, "r");
+    CHECK(stat && fgets(text, sizeof text, stat) && (state = strrchr(text, ')')), "%s", path);
+    fclose(stat);
+    return state[2] == 'S';
+}
 static uint32_t one, two;
 static volatile int holding;
+static volatile pid_t crossing;
 static void *cross(void *result) {
+    crossing = gettid();
     CHECK(futex(&two, FUTEX_LOCK_PI_PRIVATE, 0, NULL) == 0, "lock of a free one");
     holding = 1;
     long r = futex(&one, FUTEX_LOCK_PI_PRIVATE, 0, NULL);
@@ -175,9 +186,8 @@ static void refusals(void) {
     CHECK(futex(&one, FUTEX_LOCK_PI_PRIVATE, 0, NULL) == -1 && errno == EDEADLK, "lock of the own one");
     CHECK(futex(&one, FUTEX_TRYLOCK_PI_PRIVATE, 0, NULL) == -1 && errno == EDEADLK, "trylock of the own one");
     CHECK(pthread_create(&t, NULL, cross, &other) == 0, "pthread_create");
-    while (!holding || !(*(volatile uint32_t *)&one & FUTEX_WAITERS))
+    while (!holding || !(*(volatile uint32_t *)&one & FUTEX_WAITERS) || !sleeps(crossing))
         sched_yield();
-    usleep(20000); /* it waits for ours by now */
     CHECK(futex(&two, FUTEX_TRYLOCK_PI_PRIVATE, 0, NULL) == -1 && errno == EAGAIN, "trylock of a taken one");
     CHECK(futex(&two, FUTEX_UNLOCK_PI_PRIVATE, 0, NULL) == -1 && errno == EPERM, "unlock of another's");
     CHECK(futex(&two, FUTEX_LOCK_PI_PRIVATE, 0, NULL) == -1 && errno == EDEADLK, "a circle");
@@ -278,8 +288,7 @@ static void deaths(void) {
 static uint32_t words[3];
 static void *waker(void *unused) {
     (void)unused;
-    usleep(20000);
-    __atomic_store_n(&words[1], 1, __ATOMIC_SEQ_CST);
+    /* The value stays, so that whoever comes to wait late still waits. */
     while (syscall(NR_WAKE, &words[1], ~0U, 1, FUTEX2_U32 | FUTEX2_PRIVATE_FLAG) == 0)
         sched_yield();
     return NULL;
@@ -292,6 +301,7 @@ static void second_generation(void) {
     pthread_create(&t, NULL, waker, NULL);
     CHECK(syscall(SYS_futex_waitv, list, 3, 0, NULL, 0) == 1, "futex_waitv");
     pthread_join(t, NULL);
+    words[1] = 1;
     CHECK(syscall(SYS_futex_waitv, list, 3, 0, NULL, 0) == -1 && errno == EAGAIN, "futex_waitv, another value");
     words[1] = 0;
     struct timespec at;

@@ -1,6 +1,7 @@
 //! Keeps what this process itself takes small: its own code and constants that only the start needed go out of its memory.
 //!
-//! Called by [`crate::vm`] once, after the machine is made and before the guest is loaded. Linux maps sixteen pages of a file around
+//! Called by [`crate::vm`] after the machine is made, which keeps the peak low, and when all of its threads run, which keeps what stays
+//! low. Linux maps sixteen pages of a file around
 //! each one that is touched, so at that point most of the program is resident: flags, configuration, topology, libraries. What is
 //! needed again comes back from the page cache, one fault for sixteen pages. Only mappings that nobody can write to are touched,
 //! so nothing can be lost.

@@ -15,6 +15,7 @@ use super::signals;
 use crate::affinity::parse;
 use crate::clock::{Rate, Status, Step};
 use crate::guestview::Task;
+use crate::requests::RequestError;
 use crate::trace::Live;
 use crate::trace::live::{self, Wanted};
 
@@ -41,8 +42,12 @@ impl Machine {
 
     /// Asks the first program to end, as a terminal that is closed would.
     pub fn shutdown(&self) -> Result<Vm, Fault> {
-        self.ask(&Request::Signal { task: FIRST_PROGRAM, signal: signals::TERM, thread_only: false })?;
-        Ok(self.vm())
+        self.check_runs()?;
+        match self.mailbox.ask(&Request::Signal { task: FIRST_PROGRAM, signal: signals::TERM, thread_only: false }) {
+            // Its end may overtake the answer.
+            Ok(_) | Err(RequestError::Ended) => Ok(self.vm()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Ends the VMM as SIGTERM does: at once, and in order.

@@ -307,6 +307,8 @@ impl Vm {
         let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
         let agent = self.agent(&threads).map_err(host("can't start the agent's thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
+        // Loading the guest and starting the threads brought back much that is not needed again.
+        footprint::forget_start();
         // The last one: from here on nothing is opened any more.
         sandbox::enter(Kind::Main)?;
         let result = event_loop::run(Hub {

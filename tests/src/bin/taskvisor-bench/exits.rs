@@ -1,11 +1,20 @@
-//! VM exits per second of steady loads, from `--stats`.
-//!
-//! Each load runs short and long; the difference is free of start and end.
+//! VM exits per second of steady loads, from the control interface of a guest that runs: nothing of its start and its end is in them.
 
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 use taskvisor_tests::guest::program;
-use taskvisor_tests::{Guest, prereq};
+use taskvisor_tests::prereq;
+use taskvisor_tests::running::{Running, find};
 
 use crate::table::{Row, Table};
+
+/// A load that has begun is left alone for so long before it is looked at: its program starts, its threads spread out.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Then it is looked at for so long.
+const WATCHED: Duration = Duration::from_secs(5);
 
 /// All loads.
 pub fn measure(table: &mut Table) {
@@ -14,16 +23,17 @@ pub fn measure(table: &mut Table) {
         table.push(Row::missing("all loads", "no /dev/kvm"));
         return;
     }
+    // Each would take longer than it is looked at.
     let loads = [
-        ("idle guest", "idle 1", "idle 4", Some(0.0)),
-        ("one spinning task per vCPU", "spin 500 2", "spin 6000 2", Some(0.0)),
-        ("pipe ping-pong", "pipe 50", "pipe 400", None),
-        ("sleeps of 1 ms", "sleep 20", "sleep 200", None),
+        ("idle guest", ["idle", "1000", "0"], Some(0.0)),
+        ("one spinning task per vCPU", ["spin", "1000000000", "2"], Some(0.0)),
+        ("pipe ping-pong", ["pipe", "1000000000", "0"], None),
+        ("sleeps of 1 ms", ["sleep", "1000000000", "0"], None),
     ];
-    for (name, short, long, budget) in loads {
-        let row = match (run(short), run(long)) {
-            (Ok(short), Ok(long)) => rate(name, &short, &long),
-            (Err(why), _) | (_, Err(why)) => Row::missing(name, why),
+    for (name, args, budget) in loads {
+        let row = match Running::of(2, |_| Vec::new(), &program("musl/ubench"), &args) {
+            Some(running) => rate(name, &running),
+            None => Row::missing(name, "no guest"),
         };
         table.push(match budget {
             Some(budget) => row.budget(budget),
@@ -32,50 +42,36 @@ pub fn measure(table: &mut Table) {
     }
 }
 
-/// Exits by reason and the time that they took.
-struct Load {
-    seconds: f64,
-    exits: Vec<(String, f64)>,
+/// Exits by reason since the start, all vCPUs.
+fn exits(running: &Running) -> BTreeMap<String, f64> {
+    let mut sum = BTreeMap::new();
+    let all = running.json(["vcpus", "--json"]);
+    for vcpu in all.as_array().into_iter().flatten() {
+        for (reason, count) in vcpu["exits"].as_object().into_iter().flatten() {
+            *sum.entry(reason.clone()).or_default() += count.as_f64().unwrap_or_default();
+        }
+    }
+    sum
 }
 
-impl Load {
-    fn count(&self, reason: &str) -> f64 {
-        self.exits.iter().filter(|(name, _)| name == reason).map(|(_, count)| count).sum()
-    }
-}
-
-fn run(load: &str) -> Result<Load, String> {
-    let outcome = Guest::new(2).flag("--stats").run(&program("musl/ubench"), load.split(' '));
-    if outcome.code() != 0 || outcome.timed_out {
-        return Err(format!("ubench {load} ended with exit code {}", outcome.code()));
-    }
-    let exits: Vec<_> = outcome
-        .stderr
-        .lines()
-        .filter_map(|line| line.strip_prefix("stats: exits "))
-        .flat_map(str::split_whitespace)
-        .filter_map(|pair| pair.split_once('='))
-        .filter(|(name, _)| *name != "vcpu")
-        .filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?)))
+fn rate(name: &str, running: &Running) -> Row {
+    running.until_there(|list: &Value| !find(list, "ubench").is_empty());
+    thread::sleep(SETTLED);
+    let (before, start) = (exits(running), Instant::now());
+    thread::sleep(WATCHED);
+    let (after, seconds) = (exits(running), start.elapsed().as_secs_f64());
+    let since = |(reason, count): (String, f64)| {
+        let rate = (count - before.get(&reason).unwrap_or(&0.0)) / seconds;
+        (reason, rate)
+    };
+    let rates: BTreeMap<_, _> = after.into_iter().map(since).collect();
+    let notes: Vec<_> = rates
+        .iter()
+        .filter(|(reason, rate)| *reason != "total" && **rate > 0.0)
+        .map(|(reason, rate)| format!("{reason} {rate:.1}"))
         .collect();
-    if exits.is_empty() {
-        Err("no exits in --stats".into())
-    } else {
-        Ok(Load { seconds: outcome.elapsed.as_secs_f64(), exits })
+    match rates.get("total") {
+        Some(total) => Row::new(name, *total, "exits/s").note(notes.join(", ")),
+        None => Row::missing(name, "the control interface shows no exits"),
     }
-}
-
-fn rate(name: &str, short: &Load, long: &Load) -> Row {
-    let seconds = long.seconds - short.seconds;
-    let per_second = |reason: &str| ((long.count(reason) - short.count(reason)) / seconds).max(0.0);
-    let mut reasons: Vec<_> = long.exits.iter().map(|(reason, _)| reason.as_str()).filter(|r| *r != "total").collect();
-    reasons.sort_unstable();
-    reasons.dedup();
-    let notes: Vec<_> = reasons
-        .into_iter()
-        .map(|reason| (reason, per_second(reason)))
-        .filter(|(_, rate)| *rate >= 0.5)
-        .map(|(reason, rate)| format!("{reason} {rate:.0}"))
-        .collect();
-    Row::new(name, per_second("total"), "exits/s").note(notes.join(", "))
 }

@@ -12,7 +12,7 @@ use crate::median;
 use crate::table::{Row, Table};
 
 /// Pairs of sieves.
-const PAIRS: usize = 7;
+const PAIRS: usize = 15;
 /// Runs of everything else.
 const RUNS: usize = 5;
 /// The sieve: primes up to, rounds.
