@@ -238,6 +238,22 @@ impl CpuMask {
         count
     }
 
+    /// From words of 64 CPUs each, the lowest first. Words past the highest CPU are ignored.
+    pub fn from_words(words: impl IntoIterator<Item = u64>) -> Self {
+        let mut mask = Self::empty();
+        for (to, word) in mask.words.iter_mut().zip(words) {
+            *to = word;
+            mask.used += 1;
+        }
+        mask
+    }
+
+    /// CPUs `64 * index` and the 63 that follow, one bit each.
+    #[inline]
+    pub const fn word(&self, index: usize) -> u64 {
+        if index < self.used as usize { self.words[index] } else { 0 }
+    }
+
     /// From the bytes that `sched_setaffinity(2)` passes: bit `n % 8` of byte `n / 8` is CPU `n`. Missing bytes count as
     /// zero; bytes past [`MASK_BYTES`] are ignored, as Linux ignores what exceeds its own mask.
     pub fn from_le_bytes(bytes: &[u8]) -> Self {

@@ -128,7 +128,7 @@ fn hold(target: &Cpu) -> bool {
         return false;
     }
     trace::chaos(Point::Ipi as u32, ChaosAction::DelayIpi, random);
-    mine.held.fetch_or(1 << target.id.0, Ordering::Relaxed);
+    mine.held.insert(target.id, Ordering::Relaxed);
     cpu::this().timers.fire_within(HOLD);
     true
 }
@@ -141,8 +141,7 @@ pub fn send_held() {
 }
 
 fn release(mine: &PerCpu) {
-    let held = mine.held.swap(0, Ordering::Relaxed);
-    cpu::all().filter(|cpu| held & 1 << cpu.id.0 != 0).for_each(sched::send);
+    mine.held.drain(Ordering::Relaxed, |id| cpu::get(id).into_iter().for_each(sched::send));
 }
 
 /// Tells, once, that this run can't be repeated.

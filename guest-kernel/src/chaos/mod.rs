@@ -21,6 +21,7 @@ mod rng;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::boot::cmdline;
+use crate::cpu::set::AtomicCpuSet;
 use crate::cpu::{self, MAX_CPUS};
 use crate::task::observers::{self, Observer};
 
@@ -65,12 +66,17 @@ struct PerCpu {
     random: rng::Stream,
     /// A point is being carried out.
     busy: AtomicBool,
-    /// CPUs whose reschedule interrupt is held back, one bit each.
-    held: AtomicU64,
+    /// CPUs whose reschedule interrupt is held back.
+    held: AtomicCpuSet,
 }
 
-static CPUS: [PerCpu; MAX_CPUS] =
-    [const { PerCpu { random: rng::Stream::new(), busy: AtomicBool::new(false), held: AtomicU64::new(0) } }; MAX_CPUS];
+static CPUS: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS];
+
+impl PerCpu {
+    const fn new() -> Self {
+        Self { random: rng::Stream::new(), busy: AtomicBool::new(false), held: AtomicCpuSet::new() }
+    }
+}
 
 /// Something may happen here. From any context but NMI and machine check, with no run queue of another CPU locked.
 #[inline(always)]

@@ -29,8 +29,10 @@ unsafe extern "C" {
     static mut ap_stacks: *const u64;
 }
 
-/// How long the boot CPU waits for all others. Where ring 0 is interpreted and CPUs are shared, a start takes milliseconds each.
+/// How long the boot CPU waits for all others, and how much longer for each of them: where ring 0 is interpreted and CPUs are shared, a start
+/// takes milliseconds.
 const PATIENCE: Nanos = Nanos(10_000_000_000);
+const PATIENCE_EACH: Nanos = Nanos(200_000_000);
 
 /// When CPUs that haven't come get a second STARTUP.
 const SECOND_STARTUP: Nanos = Nanos(200_000_000);
@@ -190,6 +192,7 @@ pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
         apic::send_startup(*id, (TRAMPOLINE_PHYS >> 12) as u8);
     }
     let start = time::now();
+    let patience = Nanos(PATIENCE.0 + PATIENCE_EACH.0 * u64::from(count));
     let boot = super::this();
     let mut second = false;
     while UP.load(Ordering::Acquire) < count {
@@ -201,7 +204,7 @@ pub fn start_others(apic_ids: &[u32]) -> Result<(), OutOfMemory> {
                 apic::send_startup(*id, (TRAMPOLINE_PHYS >> 12) as u8);
             }
         }
-        if waited > PATIENCE {
+        if waited > patience {
             crate::error!("only {} of {count} further CPUs came up", UP.load(Ordering::Acquire));
             // The late ones may still use their stacks.
             core::mem::forget(stacks);

@@ -5,6 +5,7 @@
 //! in it that others may touch is atomic or locked.
 
 pub mod bring_up;
+pub mod set;
 pub mod shown;
 pub mod steal;
 pub mod topology;
@@ -21,6 +22,7 @@ use vcpu_sched::ids::CpuId;
 use vcpu_sched::placement::Level;
 use vcpu_sched::runqueue::PolicyKind;
 
+use self::set::AtomicCpuSet;
 use self::steal::StealRecord;
 use crate::arch::descriptors::{Gdt, Tss};
 use crate::arch::instr;
@@ -35,8 +37,8 @@ use crate::task::Task;
 use crate::time::timer::CpuTimers;
 use crate::trace::CpuTrace;
 
-/// Most CPUs that this kernel brings up.
-pub const MAX_CPUS: usize = 64;
+/// Most CPUs that this kernel brings up: as many as a mask of the C library's has room for, and as KVM takes on most hosts.
+pub const MAX_CPUS: usize = 1024;
 
 /// Counters for `--stats`; monotone, relaxed.
 #[derive(Default)]
@@ -74,7 +76,7 @@ pub struct Cpu {
     /// and cleared, with the run queue locked: see `sched::switch`.
     pub need_resched: AtomicBool,
     /// See [`lock_tag`].
-    lock_tag: u8,
+    lock_tag: u32,
     /// Index in the CPU table.
     pub id: CpuId,
     /// Address for IPIs.
@@ -118,8 +120,12 @@ pub struct Cpu {
     pub level: AtomicU8,
     /// See `level`; 0: none waits. Written with the run queue locked.
     pub waiting_realtime: AtomicU8,
-    /// Where the task that was left may run, if it waits in this CPU's queue now. Own CPU, interrupts off.
-    pub offer: AtomicU64,
+    /// One of the CPUs of `offer` may come for a task that waits in this CPU's queue now. Own CPU, interrupts off.
+    pub offers: AtomicBool,
+    /// See `offers`. Own CPU, interrupts off.
+    pub offer: AtomicCpuSet,
+    /// Other CPUs that the task may run on that is being queued. Own CPU, interrupts off.
+    pub elsewhere: AtomicCpuSet,
     /// Top-level entry for the per-CPU slot.
     pub slot_entry: AtomicU64,
     /// Address of the frame that programs see of this CPU.
@@ -156,8 +162,6 @@ const OFFSET_CURRENT: usize = offset_of!(Cpu, current);
 const OFFSET_SYSCALLS: usize = offset_of!(Cpu, stats.syscalls);
 const OFFSET_LOCK_TAG: usize = offset_of!(Cpu, lock_tag);
 
-const _: () = assert!(MAX_CPUS < u8::MAX as usize, "every CPU has a lock tag of its own, none is 0");
-
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicU32 = AtomicU32::new(1);
 static BOOT: Cpu = Cpu::new(CpuId(0), 0, sched::Queue::new(CpuId(0), PolicyKind::ALL[0]));
@@ -171,7 +175,7 @@ impl Cpu {
             excursion_cr3: 0,
             current: AtomicPtr::new(core::ptr::null_mut()),
             need_resched: AtomicBool::new(false),
-            lock_tag: id.0 as u8 + 1,
+            lock_tag: id.0 + 1,
             id,
             apic_id: AtomicU32::new(apic_id),
             sleep: SleepState::new(),
@@ -193,7 +197,9 @@ impl Cpu {
             chosen: AtomicPtr::new(core::ptr::null_mut()),
             level: AtomicU8::new(Level::IDLE.get()),
             waiting_realtime: AtomicU8::new(0),
-            offer: AtomicU64::new(0),
+            offers: AtomicBool::new(false),
+            offer: AtomicCpuSet::new(),
+            elsewhere: AtomicCpuSet::new(),
             slot_entry: AtomicU64::new(0),
             shown_page: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),
@@ -287,11 +293,11 @@ pub fn count_system_call() {
 
 /// What a spin lock that this CPU holds has in it: its number and one.
 #[inline(always)]
-pub fn lock_tag() -> u8 {
-    let tag: u8;
+pub fn lock_tag() -> u32 {
+    let tag: u32;
     // SAFETY: as in `this`; the field never changes.
     unsafe {
-        asm!("mov {}, gs:[{}]", out(reg_byte) tag, const OFFSET_LOCK_TAG, options(nostack, preserves_flags, readonly))
+        asm!("mov {:e}, gs:[{}]", out(reg) tag, const OFFSET_LOCK_TAG, options(nostack, preserves_flags, readonly))
     };
     tag
 }

@@ -74,7 +74,9 @@ pub(super) fn settle(task: &Arc<Task>) {
             }
             Some(Then::Place(task)) => place::place(task, Why::Migrate(MigrateReason::Affinity)),
             Some(Then::Offer(id)) => {
-                place::call_idle(me, task.affinity_word.load(Ordering::Relaxed) & !(1 << id.0));
+                if me.elsewhere.copy_without(&task.may_run, id) {
+                    place::call_idle(me, &me.elsewhere);
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //! evens out without a periodic tick. Real-time tasks go to CPUs that run something less important: pushed when they have to
 //! wait ([`push_realtime`]), pulled by a CPU that is about to run something lower ([`pull_realtime`]).
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use vcpu_sched::balance;
 use vcpu_sched::events::MigrateReason;
@@ -17,8 +17,9 @@ use super::place::{self, View, Why};
 use crate::cpu::{self, Cpu};
 use crate::task::TaskRef;
 
-/// CPUs in whose queues real-time tasks wait, one bit each. Written with that CPU's run queue locked.
-static REALTIME: AtomicU64 = AtomicU64::new(0);
+/// How many CPUs have real-time tasks waiting in their queues: those whose `Cpu::waiting_realtime` isn't 0, which is written with that CPU's
+/// run queue locked, as this is.
+static REALTIME: AtomicU32 = AtomicU32::new(0);
 
 /// Takes a task that `wanted` finds in another CPU's queue out of it.
 fn take(from: CpuId, wanted: impl FnOnce(&mut Queue) -> Option<TaskRef>) -> Option<TaskRef> {
@@ -79,20 +80,21 @@ pub fn give_away(me: &Cpu, to: CpuId) -> bool {
 #[inline(always)]
 pub(super) fn note_realtime(cpu: &Cpu, rq: &Queue) {
     let highest = rq.highest_realtime();
-    if highest != cpu.waiting_realtime.load(Ordering::Relaxed) {
-        note_change(cpu, highest);
+    let before = cpu.waiting_realtime.load(Ordering::Relaxed);
+    if highest != before {
+        note_change(cpu, before, highest);
     }
 }
 
 #[cold]
-fn note_change(cpu: &Cpu, highest: u8) {
+fn note_change(cpu: &Cpu, before: u8, highest: u8) {
+    // Relaxed: hints, and the lock has one writer for each CPU.
     cpu.waiting_realtime.store(highest, Ordering::Relaxed);
-    let bit = 1 << cpu.id.0;
-    if highest != 0 {
-        REALTIME.fetch_or(bit, Ordering::Relaxed);
-    } else {
-        REALTIME.fetch_and(!bit, Ordering::Relaxed);
-    }
+    match (before, highest) {
+        (0, _) => REALTIME.fetch_add(1, Ordering::Relaxed),
+        (_, 0) => REALTIME.fetch_sub(1, Ordering::Relaxed),
+        _ => return,
+    };
 }
 
 /// Whether real-time tasks wait in any queue.
@@ -104,7 +106,9 @@ pub(super) fn realtime_waits() -> bool {
 /// Whether this CPU, whose best waiting real-time task has priority `own` (0: none waits), should take one from elsewhere.
 #[cold]
 pub(super) fn realtime_source(me: &Cpu, own: u8) -> Option<CpuId> {
-    if REALTIME.load(Ordering::Relaxed) & !(1 << me.id.0) == 0 {
+    // Are there others than this one, whose queue is locked?
+    let mine = u32::from(me.waiting_realtime.load(Ordering::Relaxed) != 0);
+    if REALTIME.load(Ordering::Relaxed) == mine {
         return None;
     }
     balance::pull_source(Level::realtime(own), me.id, &View::now())

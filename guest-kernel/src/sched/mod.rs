@@ -48,6 +48,7 @@ use crate::arch::features::{Features, has};
 use crate::arch::{apic, debug_port, descriptors::vector, fpu, instr};
 use crate::boot::cmdline;
 use crate::chaos::{self, Point};
+use crate::cpu::set::AtomicCpuSet;
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
 use crate::task::{self, Task, TaskRef, current};
@@ -73,17 +74,19 @@ static SLICE: AtomicU64 = AtomicU64::new(0);
 /// or full again) take some two thousand instructions, two milliseconds: of a slice of three that leaves less than half.
 const SLOW_SLICE: Nanos = Nanos::from_millis(10);
 
-/// CPUs that take tasks, as a word: this kernel brings up at most 64.
-static ONLINE: AtomicU64 = AtomicU64::new(0);
+/// CPUs that take tasks.
+static ONLINE: AtomicCpuSet = AtomicCpuSet::new();
 
 /// CPUs that take tasks.
 pub fn online_mask() -> CpuMask {
-    CpuMask::from_le_bytes(&ONLINE.load(Ordering::Acquire).to_le_bytes())
+    // Acquire: a CPU that is seen here has done what it does before it takes tasks.
+    ONLINE.read(Ordering::Acquire)
 }
 
 /// From now on this CPU takes tasks.
 pub fn set_online(id: CpuId) {
-    ONLINE.fetch_or(1 << id.0, Ordering::AcqRel);
+    // Release: see `online_mask`.
+    ONLINE.insert(id, Ordering::Release);
 }
 
 /// The policy of ordinary tasks.

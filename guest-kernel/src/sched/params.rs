@@ -2,7 +2,7 @@
 //!
 //! The protocol is `vcpu_sched::runqueue`'s: the request is written before the task's queue is read. Called by the ABI layer, in
 //! task context with no lock held. Invariants: one change at a time (`BUDGETS`); a deadline task has a home, the CPU whose budget
-//! pays for it, and its affinity word holds that CPU alone, while its mask stays what the program asked for; what a task was
+//! pays for it, and `Task::may_run` holds that CPU alone, while its mask stays what the program asked for; what a task was
 //! promised is given back when it leaves the class or ends.
 
 use alloc::sync::Arc;
@@ -90,14 +90,14 @@ fn rehome(
     new: Option<DeadlineParams>,
     mask: &CpuMask,
 ) -> Result<(), Overcommitted> {
-    let before = (*budgets, task.sched.home());
+    let before = task.sched.home().map(|home| (home, budgets[home.index()]));
     release(budgets, task);
     let Some(promise) = new else {
         task.restrict_to(mask);
         return Ok(());
     };
     let online = mask.and(&super::online_mask());
-    let preferred = before.1.unwrap_or(CpuId(task.cpu.load(Ordering::Relaxed)));
+    let preferred = before.map_or_else(|| CpuId(task.cpu.load(Ordering::Relaxed)), |(home, _)| home);
     let chosen = choose_cpu(&promise, &online, preferred, |cpu| budgets[cpu.index()])
         .and_then(|cpu| budgets[cpu.index()].admit(&promise).map(|()| cpu));
     match chosen {
@@ -107,8 +107,10 @@ fn rehome(
             Ok(())
         }
         Err(e) => {
-            *budgets = before.0;
-            task.sched.set_home(before.1);
+            if let Some((home, budget)) = before {
+                budgets[home.index()] = budget;
+            }
+            task.sched.set_home(before.map(|(home, _)| home));
             Err(e)
         }
     }

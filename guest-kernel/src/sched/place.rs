@@ -8,11 +8,11 @@
 //! [`IDLE`] names the CPUs that have found nothing. Wrong would be: a task is queued on a busy CPU, an allowed one halts, and
 //! neither knows of the other. It can't happen, because each side writes before it looks, with a full barrier between: the
 //! idler sets its bit, then looks into all queues (`balance::pull`); the other queues the task, then looks for bits
-//! ([`call_idle`]).
+//! ([`call_idle`]). Each CPU's bit is in one word, so this holds for each CPU by itself, however many words there are.
 
 use alloc::sync::Arc;
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::entity::Rank;
@@ -26,15 +26,16 @@ use vcpu_sched::topology::Topology;
 use super::{Queue, balance, delegated, tick};
 use crate::arch::{apic, descriptors::vector, fpu};
 use crate::chaos::{self, Point};
+use crate::cpu::set::AtomicCpuSet;
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
 use crate::task::{Task, TaskRef, current};
 use crate::time;
 use crate::trace;
 
-/// CPUs that run their idle task and have looked for work in vain, one bit each. Set by the CPU itself, cleared by itself when
+/// CPUs that run their idle task and have looked for work in vain. Set by the CPU itself, cleared by itself when
 /// it has found something, or by the one who calls it.
-static IDLE: AtomicU64 = AtomicU64::new(0);
+static IDLE: AtomicCpuSet = AtomicCpuSet::new();
 
 /// What placement sees of the CPUs.
 pub(super) struct View {
@@ -169,7 +170,7 @@ pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
     let me = cpu::this();
     // Only CPUs of the online mask and CPUs that ran the task before are ever chosen.
     let Some(cpu) = cpu::get(target) else { return };
-    let allowed = task.affinity_word.load(Ordering::Relaxed);
+    let others = cpu::count() > 1 && me.elsewhere.copy_without(&task.may_run, target);
     let (kick, waits) = {
         let mut rq = cpu.run_queue.lock_irqs_off();
         let now = time::at_tsc(time::tsc());
@@ -193,8 +194,8 @@ pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
     if kick {
         kick_now(cpu);
     }
-    if waits && cpu::count() > 1 {
-        call_idle(me, allowed & !(1 << target.0));
+    if waits && others {
+        call_idle(me, &me.elsewhere);
     }
 }
 
@@ -267,22 +268,20 @@ pub fn send(cpu: &Cpu) {
     apic::send_ipi(cpu.apic_id(), vector::IPI_RESCHEDULE);
 }
 
-/// A task that may run on the CPUs of `word` waits for a busy one: an idle one of them, if any, comes for it.
+/// A task that may run on `cpus` waits for a busy one: an idle one of them, if any, comes for it. Own CPU, interrupts off.
 #[inline]
-pub(super) fn call_idle(me: &Cpu, word: u64) {
-    // The exchange is the barrier between what we queued and the look; see the module's text.
-    me.offer.swap(0, Ordering::SeqCst);
-    let idle = IDLE.load(Ordering::SeqCst) & word;
-    if idle != 0 {
+pub(super) fn call_idle(me: &Cpu, cpus: &AtomicCpuSet) {
+    // The exchange is the barrier between what we queued and the look; see the module's text. SeqCst, as the looks: one order of all.
+    me.offers.swap(false, Ordering::SeqCst);
+    if let Some(idle) = IDLE.first_of_both(cpus, Ordering::SeqCst) {
         call(me, idle);
     }
 }
 
 #[cold]
-fn call(me: &Cpu, idle: u64) {
-    let id = CpuId(idle.trailing_zeros());
+fn call(me: &Cpu, id: CpuId) {
     // Taken off, so that the next one in need calls another. It puts itself back if it finds nothing.
-    IDLE.fetch_and(!(1 << id.0), Ordering::SeqCst);
+    IDLE.remove(id, Ordering::SeqCst);
     let Some(cpu) = cpu::get(id) else { return };
     let kick = {
         let rq = cpu.run_queue.lock();
@@ -296,14 +295,15 @@ fn call(me: &Cpu, idle: u64) {
 
 /// This CPU has found nothing in its own queue, and looks into the others' next.
 pub(super) fn announce_idle(me: &Cpu) {
-    IDLE.fetch_or(1 << me.id.0, Ordering::SeqCst);
+    // SeqCst: the barrier before the look into the queues; see the module's text.
+    IDLE.insert(me.id, Ordering::SeqCst);
 }
 
 /// This CPU has found something.
 pub(super) fn leave_idle(me: &Cpu) {
-    let bit = 1 << me.id.0;
-    if IDLE.load(Ordering::Relaxed) & bit != 0 {
-        IDLE.fetch_and(!bit, Ordering::SeqCst);
+    // Relaxed: only we set it, and who takes it away meanwhile does what we are about to.
+    if IDLE.contains(me.id, Ordering::Relaxed) {
+        IDLE.remove(me.id, Ordering::SeqCst);
     }
 }
 

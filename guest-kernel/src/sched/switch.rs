@@ -191,15 +191,15 @@ fn go_on(
         }
     };
     me.picked_time.store(now.0, Ordering::Relaxed);
-    let elsewhere = !(1 << me.id.0);
-    let mut offer = 0;
+    let mut offers = false;
     if !settled {
         place::publish(me, &rq);
         if !core::ptr::eq(next, idle) && me.need_resched.load(Ordering::Relaxed) {
             // Asked while the lock was open, when we looked idle: perhaps to come for a task that waits elsewhere. We have
             // found one of our own; another idle CPU shall look.
             me.need_resched.store(false, Ordering::Relaxed);
-            offer = elsewhere;
+            me.offer.fill_without(me.id);
+            offers = true;
         }
     }
     let same = core::ptr::eq(next, prev);
@@ -210,8 +210,8 @@ fn go_on(
     }
     drop(rq);
     if same {
-        if offer != 0 {
-            place::call_idle(me, offer);
+        if offers {
+            place::call_idle(me, &me.offer);
         }
         if !was_idle && !left.queued {
             // It was woken while it was leaving: the waker's reference came on top of the one that it runs on.
@@ -229,10 +229,10 @@ fn go_on(
         fpu::flush_live(me, prev);
     }
     if cpu::count() > 1 {
-        if left.queued {
-            offer |= prev.affinity_word.load(Ordering::Relaxed) & elsewhere;
+        if left.queued && !offers {
+            offers = me.offer.copy_without(&prev.may_run, me.id);
         }
-        me.offer.store(offer, Ordering::Relaxed);
+        me.offers.store(offers, Ordering::Relaxed);
     }
     switch_to(me, prev, next_task);
 }
@@ -318,13 +318,14 @@ fn switch_to(me: &Cpu, prev: &Task, next: &Task) {
 fn finish_switch() {
     let me = cpu::this();
     let prev = me.leaving.load(Ordering::Relaxed);
+    // Before the task that was left is sent on, which takes the flag back.
+    let offers = me.offers.load(Ordering::Relaxed);
     if !prev.is_null() {
         let_go(me, prev);
     }
-    let offer = me.offer.load(Ordering::Relaxed);
-    if offer != 0 {
+    if offers {
         // It could not be taken before: this CPU stood on its stack.
-        place::call_idle(me, offer);
+        place::call_idle(me, &me.offer);
         if balance::realtime_waits() {
             balance::push_realtime(me);
         }

@@ -2,13 +2,13 @@
 //!
 //! Invariant: while a guard lives, interrupts are off on the holder's CPU and no other CPU holds the same lock.
 //!
-//! A lock's byte names its holder. So whoever has to wait can see that the host has taken the holder's CPU away, and counts it
+//! A lock's word names its holder. So whoever has to wait can see that the host has taken the holder's CPU away, and counts it
 //! (`CpuStats::lock_waits_preempted`): what that costs a guest is otherwise hard to tell from a long critical section. Taking a free
 //! lock is as short as with a flag.
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use vcpu_sched::ids::{CpuId, Nanos};
 
@@ -48,12 +48,12 @@ impl Drop for IrqGuard {
 /// A test-and-test-and-set lock. Not a ticket lock: a waiter whose vCPU the host has descheduled must not block the others.
 pub struct SpinLock<T: ?Sized> {
     /// [`FREE`], or the holder's [`cpu::lock_tag`].
-    holder: AtomicU8,
+    holder: AtomicU32,
     value: UnsafeCell<T>,
 }
 
 /// Nobody holds the lock.
-const FREE: u8 = 0;
+const FREE: u32 = 0;
 
 // SAFETY: the lock hands out the value to one CPU at a time, so sharing it needs only that the value can move between CPUs.
 unsafe impl<T: ?Sized + Send> Sync for SpinLock<T> {}
@@ -63,7 +63,7 @@ unsafe impl<T: ?Sized + Send> Send for SpinLock<T> {}
 impl<T> SpinLock<T> {
     /// A new, free lock.
     pub const fn new(value: T) -> Self {
-        Self { holder: AtomicU8::new(FREE), value: UnsafeCell::new(value) }
+        Self { holder: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
     }
 }
 
@@ -88,7 +88,7 @@ impl<T: ?Sized> SpinLock<T> {
         SpinLockGuard { lock: self, _irq: () }
     }
 
-    /// Takes the lock if it is free. Not a swap: while somebody holds it, the byte must go on naming him.
+    /// Takes the lock if it is free. Not a swap: while somebody holds it, the word must go on naming him.
     #[inline(always)]
     fn take(&self) -> bool {
         // Acquire: what the last holder wrote is visible before we touch the value.
@@ -134,19 +134,29 @@ impl<T: ?Sized> SpinLock<T> {
         // A guard is made only if the lock is ours: the end of any other would open somebody else's.
         self.take().then(|| SpinLockGuard { lock: self, _irq: irq })
     }
+
+    /// Opens a lock whose guard was forgotten, for locks that are taken and opened by two calls.
+    ///
+    /// # Safety
+    /// The caller holds it, by a guard that is never dropped.
+    #[inline(always)]
+    pub unsafe fn open_again(&self) {
+        // Release: what we wrote is visible to the next holder.
+        self.holder.store(FREE, Ordering::Release);
+    }
 }
 
 /// A lock's holder, as somebody sees it who waits.
 struct Watched {
-    tag: u8,
+    tag: u32,
     holder: &'static Cpu,
     /// What had been stolen from it when it was first seen.
     stolen: Nanos,
 }
 
 impl Watched {
-    fn new(tag: u8) -> Option<Self> {
-        let holder = cpu::get(CpuId(u32::from(tag).checked_sub(1)?))?;
+    fn new(tag: u32) -> Option<Self> {
+        let holder = cpu::get(CpuId(tag.checked_sub(1)?))?;
         Some(Self { tag, holder, stolen: holder.steal.stolen() })
     }
 

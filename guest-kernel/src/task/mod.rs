@@ -34,6 +34,7 @@ use crate::arch::fpu;
 use crate::arch::switch;
 use crate::arch::trap_entry::TrapFrame;
 use crate::cpu;
+use crate::cpu::set::AtomicCpuSet;
 use crate::mm::address_space::AddressSpace;
 use crate::mm::frame::OutOfMemory;
 use crate::mm::layout::task_slot;
@@ -103,8 +104,8 @@ pub struct Task {
     pub fpu_cpu: AtomicU32,
     /// Where the task may run. Guards the mask only.
     pub affinity: SpinLock<CpuMask>,
-    /// Where it may run in fact, for lock-free looks: the first 64 CPUs of `affinity`, or the home of a deadline task.
-    pub affinity_word: AtomicU64,
+    /// Where it may run in fact, for lock-free looks: `affinity`, or the home of a deadline task.
+    pub may_run: AtomicCpuSet,
     /// Bits of [`work`].
     pub work: AtomicU32,
     /// Who holds it off its program.
@@ -117,6 +118,8 @@ pub struct Task {
     pub sched: SchedEntity,
     /// Counters.
     pub stats: TaskStats,
+    /// Somebody has something for it: see `runtime::park`.
+    pub token: AtomicBool,
     /// Woken when the task has ended.
     pub exited: WaitQueue,
     /// For whom it works.
@@ -241,7 +244,7 @@ impl Task {
             cpu: AtomicU32::new(cpu::this().id.0),
             fpu_live: AtomicU32::new(fpu::NOT_LIVE),
             fpu_cpu: AtomicU32::new(fpu::NOT_LIVE),
-            affinity_word: AtomicU64::new(first_word(&affinity)),
+            may_run: AtomicCpuSet::of(&affinity),
             affinity: SpinLock::new(affinity),
             work: AtomicU32::new(0),
             suspension: Suspension::new(),
@@ -249,6 +252,7 @@ impl Task {
             seat: AtomicU32::new(crate::sched::delegated::NO_SEAT),
             sched: SchedEntity::default(),
             stats: TaskStats::default(),
+            token: AtomicBool::new(false),
             exited: WaitQueue::new(),
             kind,
             process,
@@ -306,13 +310,13 @@ impl Task {
     /// Whether the task may run on a CPU. A snapshot.
     #[inline(always)]
     pub fn allowed_on(&self, cpu: CpuId) -> bool {
-        self.affinity_word.load(Ordering::Relaxed) >> (cpu.0 & 63) & 1 != 0
+        self.may_run.contains(cpu, Ordering::Relaxed)
     }
 
     /// Replaces where the task may run in fact. For `sched`, which moves it if it has to.
     pub(crate) fn restrict_to(&self, mask: &CpuMask) {
-        // SeqCst: see `sched::affinity`.
-        self.affinity_word.swap(first_word(mask), Ordering::SeqCst);
+        // SeqCst: see `sched::affinity`. Its argument is about each CPU by itself.
+        self.may_run.replace(mask, Ordering::SeqCst);
     }
 
     /// Thread pointer.
@@ -350,12 +354,4 @@ impl Task {
         // SAFETY: the caller's promise.
         unsafe { *self.space.get() = Some(space) };
     }
-}
-
-/// The first 64 CPUs of a mask.
-pub fn first_word(mask: &CpuMask) -> u64 {
-    let bytes = mask.to_le_bytes();
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[..8]);
-    u64::from_le_bytes(word)
 }

@@ -94,7 +94,7 @@ pub fn show() {
     directory::add(Entry { kind: EntryKind::Clock as u32, index: 0, address, len, extra: 0 });
 }
 
-/// The page's frame, which programs have mapped.
+/// The page's first frame; the others follow. Programs have them mapped.
 pub fn page_frame() -> PhysAddr {
     PhysAddr::from_image(core::ptr::from_ref(&PAGE) as u64)
 }

@@ -5,7 +5,7 @@
 //! before programs run, and sends every CPU its timer interrupt afterwards. Programs have the page mapped read-only: the vDSO
 //! reads it by the offsets of [`offsets`]. Under a VMM that writes nothing, what the kernel wrote stays.
 //!
-//! All fields are 64 bits wide and little-endian. A reader takes the sequence, which is odd during a change, then what it needs
+//! It is one page by name only: the CPUs' offsets go on in two more. All fields are 64 bits wide and little-endian. A reader takes the sequence, which is odd during a change, then what it needs
 //! and the counter, then the sequence again, and starts anew if the two differ. The host reads the page as hostile:
 //! [`ClockPage::checked`].
 
@@ -19,11 +19,13 @@ use crate::ids::{Khz, Nanos};
 /// First eight bytes: "TVCLOCK\0".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TVCLOCK\0");
 /// Version of this layout. A reader refuses any other.
-pub const VERSION: u64 = 1;
-/// Size and alignment.
-pub const BYTES: usize = 4096;
-/// CPUs whose clocks can be ahead; others have none of it.
-pub const MAX_SKEWED: usize = 496;
+pub const VERSION: u64 = 2;
+/// Its alignment.
+pub const ALIGN: usize = 4096;
+/// Its size: three pages, in one piece of memory.
+pub const BYTES: usize = 3 * ALIGN;
+/// CPUs whose clocks can be ahead: every one that there can be.
+pub const MAX_SKEWED: usize = crate::cpumask::MAX_CPUS as usize;
 /// Bit of [`ClockPage::flags`]: some CPU's skew isn't 0, so a reader must find out where it runs.
 pub const SKEWED: u64 = 1;
 
@@ -50,7 +52,7 @@ pub struct ClockPage {
     skew: [AtomicU64; MAX_SKEWED],
 }
 
-const _: () = assert!(size_of::<ClockPage>() == BYTES && align_of::<ClockPage>() == BYTES);
+const _: () = assert!(size_of::<ClockPage>() == BYTES && align_of::<ClockPage>() == ALIGN);
 
 /// Where the vDSO finds what it reads.
 pub mod offsets {

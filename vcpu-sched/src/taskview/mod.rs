@@ -160,6 +160,8 @@ fields! {
         Since: 8,
         /// Who holds it off its program: 0 for nobody, see [`Suspension`](crate::task::suspension::Suspension).
         Suspension: 4,
+        /// CPUs from 64 on that it may run on, in words of 64. Of CPUs that the machine doesn't have it says nothing.
+        AffinityRest: 120,
     }
 }
 

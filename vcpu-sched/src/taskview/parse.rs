@@ -3,6 +3,8 @@
 use core::fmt;
 use core::mem::offset_of;
 
+use crate::cpumask::CpuMask;
+
 use super::{ABSENT, CpuField, HEADER_BYTES, Header, MAGIC, MAX_FIELDS, NAME_BYTES, TaskField, VERSION};
 
 /// Largest structure that a reader accepts; a guest can't make it read more for a task.
@@ -151,6 +153,14 @@ impl Record<'_> {
     /// A field of a CPU, zero-extended; `None` if this kernel doesn't have it.
     pub fn cpu_field(&self, field: CpuField) -> Option<u64> {
         self.number(field as usize, field.size())
+    }
+
+    /// The CPUs that a task may run on, CPUs that aren't there perhaps included; `None` if this kernel doesn't tell.
+    pub fn task_affinity(&self) -> Option<CpuMask> {
+        let first = self.task_field(TaskField::Affinity)?;
+        let rest = self.at(TaskField::AffinityRest as usize, TaskField::AffinityRest.size()).unwrap_or_default();
+        let (rest, _) = rest.as_chunks::<8>();
+        Some(CpuMask::from_words(core::iter::once(first).chain(rest.iter().map(|word| u64::from_le_bytes(*word)))))
     }
 
     /// A task's name up to the first zero, as the guest wrote it.

@@ -1,12 +1,12 @@
 //! The guest's clock page in the VMM's hands.
 //!
-//! Where it lies is the guest's word: it must be one page of the guest's memory, and what stands in it is checked before it is
+//! Where it lies is the guest's word: it must be pages of the guest's memory in one piece, and what stands in it is checked before it is
 //! used. A guest that lies loses its own clock and nothing else.
 
 use std::fmt;
 use std::ptr::NonNull;
 
-use vcpu_sched::clock::page::{BYTES, ClockPage};
+use vcpu_sched::clock::page::{ALIGN, BYTES, ClockPage};
 use vcpu_sched::directory::{Entry, EntryKind};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -35,11 +35,10 @@ impl GuestPage {
     pub fn open(ram: &Ram, entry: &Entry) -> Option<Self> {
         let fits = entry.kind == EntryKind::Clock as u32
             && entry.len == BYTES as u64
-            && entry.address.is_multiple_of(BYTES as u64)
-            && ram.check_range(GuestAddress(entry.address), BYTES);
-        let address = fits.then(|| ram.get_host_address(GuestAddress(entry.address)).ok())??;
-        // Regions begin and end at pages, so the whole page lies in the one that its first byte is in.
-        let page = NonNull::new(address.cast::<ClockPage>()).filter(|page| page.is_aligned())?;
+            && entry.address.is_multiple_of(ALIGN as u64);
+        // A slice lies in one region, and so does the page in one mapping.
+        let slice = fits.then(|| ram.get_slice(GuestAddress(entry.address), BYTES).ok())??;
+        let page = NonNull::new(slice.ptr_guard_mut().as_ptr().cast::<ClockPage>()).filter(|page| page.is_aligned())?;
         Some(Self { page, _ram: ram.clone() })
     }
 
@@ -59,13 +58,14 @@ mod tests {
     #[test]
     fn only_a_page_of_guest_memory_is_taken() {
         let ram = memory::allocate(16 << 20, 46).unwrap();
-        let good = Entry { kind: EntryKind::Clock as u32, index: 0, address: 0x20_0000, len: 4096, extra: 0 };
+        let good = Entry { kind: EntryKind::Clock as u32, index: 0, address: 0x20_0000, len: BYTES as u64, extra: 0 };
         assert!(GuestPage::open(&ram, &good).is_some());
         for bad in [
             Entry { kind: EntryKind::Tasks as u32, ..good },
-            Entry { len: 4095, ..good },
+            Entry { len: BYTES as u64 - 1, ..good },
             Entry { address: 0x20_0008, ..good },
             Entry { address: 16 << 20, ..good },
+            Entry { address: (16 << 20) - 4096, ..good },
             Entry { address: u64::MAX - 4095, ..good },
         ] {
             assert!(GuestPage::open(&ram, &bad).is_none(), "{bad:?}");
@@ -75,10 +75,10 @@ mod tests {
     #[test]
     fn a_page_of_anything_is_no_clock_and_no_panic() {
         let ram = memory::allocate(16 << 20, 46).unwrap();
-        let entry = Entry { kind: EntryKind::Clock as u32, index: 0, address: 0x20_0000, len: 4096, extra: 0 };
+        let entry = Entry { kind: EntryKind::Clock as u32, index: 0, address: 0x20_0000, len: BYTES as u64, extra: 0 };
         let page = GuestPage::open(&ram, &entry).unwrap();
         for byte in [0u8, 0x55, 0xff] {
-            vm_memory::Bytes::write_slice(&ram, &[byte; 4096], GuestAddress(0x20_0000)).unwrap();
+            vm_memory::Bytes::write_slice(&ram, &[byte; BYTES], GuestAddress(0x20_0000)).unwrap();
             assert!(page.get().checked().is_err());
         }
     }

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{Ordering, fence};
 
+use vcpu_sched::cpumask::{self, CpuMask};
+use vcpu_sched::ids::CpuId;
 use vcpu_sched::taskview::{CHUNK_BYTES, CpuField, GENERATION_AT, HEADER_BYTES, Table, TaskField};
 
 use super::{Cpu, GuestClock, GuestViewError, MAX_CPUS, MAX_TASKS, Reader, Snapshot, Task};
@@ -32,12 +34,10 @@ impl Places {
     }
 
     /// The CPUs there are, as far as a task's affinity tells of them. With none listed nothing is known, and all may be there.
-    fn present(&self) -> u64 {
-        let bits = self.cpus.iter().filter_map(|(index, _)| 1u64.checked_shl(*index));
-        match bits.fold(0, |all, bit| all | bit) {
-            0 => u64::MAX,
-            all => all,
-        }
+    fn present(&self) -> CpuMask {
+        let known = self.cpus.iter().map(|(index, _)| CpuId(*index)).filter(|cpu| cpu.0 < cpumask::MAX_CPUS);
+        let present: CpuMask = known.collect();
+        if present.is_empty() { CpuMask::full(cpumask::MAX_CPUS) } else { present }
     }
 
     /// A pointer of the guest kernel as guest-physical address; `None` if it can't be one.
@@ -68,7 +68,7 @@ impl Reader {
             }
             let address = places.physical(pointer)?;
             self.bytes("task", address, &mut buffer).ok()?;
-            let task = Task::read(table.task(&buffer), address, &places.clock, present)?;
+            let task = Task::read(table.task(&buffer), address, &places.clock, &present)?;
             by_pointer.insert(pointer, tasks.len());
             tasks.push(task);
             Some(tasks.len() - 1)

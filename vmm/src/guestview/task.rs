@@ -123,7 +123,7 @@ pub struct Task {
 
 impl Task {
     /// From a task's bytes, on a machine with the CPUs `present`. `None` if this kernel doesn't even tell numbers.
-    pub(super) fn read(record: Record<'_>, address: u64, clock: &GuestClock, present: u64) -> Option<Self> {
+    pub(super) fn read(record: Record<'_>, address: u64, clock: &GuestClock, present: &CpuMask) -> Option<Self> {
         let get = |field| record.task_field(field);
         let small = |field| get(field).and_then(|value| u8::try_from(value).ok());
         let number = |field| get(field).unwrap_or(0);
@@ -162,8 +162,7 @@ impl Task {
             priority: small(TaskField::Priority),
             nice: small(TaskField::Nice).map(|nice| nice as i8),
             // A task that may run anywhere has all bits set, CPUs that aren't there included.
-            affinity: get(TaskField::Affinity)
-                .map(|word| CpuMask::from_le_bytes(&(word & present).to_le_bytes()).to_string()),
+            affinity: record.task_affinity().map(|mask| mask.and(present).to_string()),
             run_ns: get(TaskField::RunNanos).unwrap_or_else(|| clock.nanos(number(TaskField::RunTicks))),
             wait_ns: get(TaskField::WaitNanos),
             sleep_ns: get(TaskField::SleepNanos),

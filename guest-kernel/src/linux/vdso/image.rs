@@ -12,7 +12,7 @@
 
 use core::arch::global_asm;
 
-use vcpu_sched::clock::page::{MAX_SKEWED, SKEWED, offsets};
+use vcpu_sched::clock::page::{BYTES, MAX_SKEWED, SKEWED, offsets};
 
 use crate::cpu::{MAX_CPUS, shown};
 use crate::mm::PhysAddr;
@@ -52,7 +52,7 @@ pub fn frame() -> PhysAddr {
 macro_rules! read_clock {
     () => {
         r#"
-    lea r8, [rip + vdso_image - {page_size}]
+    lea r8, [rip + vdso_image - {clock_size}]
 2:
     mov r9, [r8 + {sequence}]
     test r9b, 1
@@ -401,6 +401,7 @@ vdso_end:
     .org vdso_image + {page_size}
     "#,
     page_size = const PAGE_SIZE,
+    clock_size = const BYTES,
     cpu_page = const shown::ADDRESS,
     object_hash = const elf_hash(b"linux-vdso.so.1"),
     linux_hash = const elf_hash(b"LINUX_2.6"),

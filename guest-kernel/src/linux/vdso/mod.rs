@@ -1,6 +1,6 @@
 //! The vDSO: clock reads and `getcpu` without a system call.
 //!
-//! `exec` maps two pages into every program and names the second in its auxiliary vector (AT_SYSINFO_EHDR): the clock page, read-only, and
+//! `exec` maps two things into every program and names the second in its auxiliary vector (AT_SYSINFO_EHDR): the clock page, read-only, and
 //! behind it an ELF shared object of one page, [`image`], whose functions read the clock page and, where it matters on which CPU
 //! that happens, the CPU's own page in the per-CPU slot ([`crate::cpu::shown`]). glibc and musl find them by name, in static programs
 //! too. Under virtual time ([`crate::chaos`]) there is none: every clock read must be seen by the kernel.
@@ -12,6 +12,8 @@ mod image;
 use alloc::sync::Arc;
 use core::fmt;
 
+use vcpu_sched::clock::page::BYTES;
+
 use crate::chaos;
 use crate::mm::PhysAddr;
 use crate::mm::address_space::{AddressSpace, MapError, VDSO_START};
@@ -20,14 +22,17 @@ use crate::mm::layout::PAGE_SIZE;
 use crate::mm::vma::{Backing, PageSource, Prot, SourceFrame};
 use crate::time;
 
-/// The two pages, in their order.
+/// Pages of the clock page, which has its name from when it was one.
+const CLOCK_PAGES: u64 = BYTES as u64 / PAGE_SIZE;
+
+/// The clock page and the image, in their order.
 struct Pages;
 
 impl Pages {
     fn at(page: u64) -> Option<PhysAddr> {
         match page {
-            0 => Some(time::page_frame()),
-            1 => Some(image::frame()),
+            ..CLOCK_PAGES => Some(PhysAddr(time::page_frame().0 + page * PAGE_SIZE)),
+            CLOCK_PAGES => Some(image::frame()),
             _ => None,
         }
     }
@@ -57,6 +62,7 @@ pub fn map(space: &AddressSpace) -> Result<Option<u64>, MapError> {
     }
     let pages: Arc<dyn PageSource> = Arc::new(Pages);
     let private = || Backing::Private(pages.clone());
-    space.map(VDSO_START, PAGE_SIZE, Prot::READ, private(), 0, true, "[vvar]")?;
-    space.map(VDSO_START + PAGE_SIZE, PAGE_SIZE, Prot::READ | Prot::EXEC, private(), 1, true, "[vdso]").map(Some)
+    space.map(VDSO_START, BYTES as u64, Prot::READ, private(), 0, true, "[vvar]")?;
+    let image = VDSO_START + BYTES as u64;
+    space.map(image, PAGE_SIZE, Prot::READ | Prot::EXEC, private(), CLOCK_PAGES, true, "[vdso]").map(Some)
 }

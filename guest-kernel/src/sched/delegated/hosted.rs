@@ -68,7 +68,8 @@ pub fn with<R>(act: impl FnOnce(&mut Hosted, Nanos) -> R) -> Option<(R, Effects)
 
 /// Where a task may run.
 pub fn allowed(task: &Task) -> CpuMask {
-    CpuMask::from_le_bytes(&task.affinity_word.load(Ordering::Relaxed).to_le_bytes())
+    // Relaxed: a snapshot.
+    task.may_run.read(Ordering::Relaxed)
 }
 
 impl Hosted {

@@ -6,18 +6,20 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
 
+use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::ids::Nanos;
 use vcpu_sched::params::number;
 
 use super::{Kind, Out};
 use crate::linux::errno::Errno;
 use crate::linux::fs::inode::Inode;
+use crate::linux::fs::sys::HexMask;
 use crate::linux::fs::{root, tty};
 use crate::linux::process::{Process, Thread, signal, thread_of, times};
 use crate::mm::layout::PAGE_SIZE;
 use crate::mm::vma::{Backing, PageSource, Prot, Vma};
 use crate::sched;
-use crate::task::{self, Task, current};
+use crate::task::{Task, current};
 
 /// Makes a text about a process and one of its threads.
 pub type Maker = fn(&Process, u32, &mut Out);
@@ -229,7 +231,8 @@ fn status(p: &Process, tid: u32, out: &mut Out) {
     };
     let sets = sets(p, tid);
     let task = task_of(p, tid);
-    let allowed = task.as_ref().map_or(0, |t| task::first_word(&t.affinity.lock())) & super::system::cpu_mask();
+    let online = sched::online_mask();
+    let allowed = task.as_ref().map_or(CpuMask::empty(), |t| t.affinity.lock().and(&online));
     let switches = |f: fn(&Task) -> u64| task.as_ref().map_or(0, |t| f(t));
     let mut field = |name: &str, value: fmt::Arguments<'_>| line(out, format_args!("{name}:\t{value}"));
     field("Name", format_args!("{}", name(p, tid)));
@@ -258,8 +261,8 @@ fn status(p: &Process, tid: u32, out: &mut Out) {
     field("CapEff", format_args!("000001ffffffffff"));
     field("NoNewPrivs", format_args!("0"));
     field("Seccomp", format_args!("0"));
-    field("Cpus_allowed", format_args!("{allowed:x}"));
-    field("Cpus_allowed_list", format_args!("{}", super::system::CpuList(allowed)));
+    field("Cpus_allowed", format_args!("{}", HexMask(&allowed)));
+    field("Cpus_allowed_list", format_args!("{allowed}"));
     field("voluntary_ctxt_switches", format_args!("{}", switches(|t| t.stats.voluntary.load(Ordering::Relaxed))));
     field("nonvoluntary_ctxt_switches", format_args!("{}", switches(|t| t.stats.involuntary.load(Ordering::Relaxed))));
 }

@@ -1,6 +1,6 @@
 //! What /proc and /sys show of the machine.
 
-use core::fmt::{self, Write};
+use core::fmt::Write;
 use core::sync::atomic::Ordering;
 
 use super::process::line;
@@ -111,32 +111,6 @@ pub const SYS: &[Item] = &[
         )],
     ),
 ];
-
-/// One bit for each CPU.
-pub fn cpu_mask() -> u64 {
-    u64::MAX >> (64 - cpu::count().clamp(1, 64))
-}
-
-/// CPUs as ranges: "0-3,5".
-pub struct CpuList(pub u64);
-
-impl fmt::Display for CpuList {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut rest = self.0;
-        let mut separator = "";
-        while rest != 0 {
-            let first = rest.trailing_zeros();
-            let run = (rest >> first).trailing_ones();
-            write!(f, "{separator}{first}")?;
-            if run > 1 {
-                write!(f, "-{}", first + run - 1)?;
-            }
-            rest = if first + run >= 64 { 0 } else { rest >> (first + run) << (first + run) };
-            separator = ",";
-        }
-        Ok(())
-    }
-}
 
 fn uuid(out: &mut Out) {
     let mut b = [0; 16];

@@ -167,14 +167,22 @@ fn write_list(mask: &CpuMask, out: &mut dyn Write) -> fmt::Result {
     writeln!(out, "{mask}")
 }
 
-/// Hexadecimal words of 32 bits, the highest first, as wide as the machine.
 fn write_mask(mask: &CpuMask, out: &mut dyn Write) -> fmt::Result {
-    let count = cpus::count().max(1);
-    let words = count.div_ceil(32);
-    for word in (0..words).rev() {
-        let bits = (0..32).filter(|bit| mask.test(CpuId(word * 32 + bit))).fold(0u32, |bits, bit| bits | 1 << bit);
-        let width = if word + 1 == words { (count - word * 32).div_ceil(4) as usize } else { 8 };
-        write!(out, "{bits:0width$x}{}", if word == 0 { "\n" } else { "," })?;
+    writeln!(out, "{}", HexMask(mask))
+}
+
+/// A mask in hexadecimal words of 32 bits, the highest first, as wide as the machine.
+pub struct HexMask<'a>(pub &'a CpuMask);
+
+impl fmt::Display for HexMask<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = cpus::count().max(1);
+        let words = count.div_ceil(32);
+        for word in (0..words).rev() {
+            let bits = (self.0.word(word as usize / 2) >> (word % 2 * 32)) as u32;
+            let width = if word + 1 == words { (count - word * 32).div_ceil(4) as usize } else { 8 };
+            write!(f, "{bits:0width$x}{}", if word == 0 { "" } else { "," })?;
+        }
+        Ok(())
     }
-    Ok(())
 }
