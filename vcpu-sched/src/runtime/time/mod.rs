@@ -1,18 +1,20 @@
-//! Waiting for a time: a [`TimerQueue`] of wakers. Whoever owns the hardware timer calls [`expire`](Timers::expire)
-//! from its interrupt; the invariant: the clock is armed for the earliest sleeper, and a sleeper that goes takes its
-//! timer with it.
+//! Waiting for a time: a heap that is linked through those who wait. Whoever owns the hardware timer calls
+//! [`expire`](Timers::expire) from its interrupt; the invariant: the clock is armed for the earliest sleeper, and a sleeper
+//! that goes takes itself out.
+
+mod heap;
 
 use core::fmt;
 use core::future::Future;
 use core::pin::{Pin, pin};
-use core::task::{Context, Poll, Waker, ready};
+use core::task::{Context, Poll, ready};
 
+use self::heap::{Heap, Node};
 use super::budget;
 use super::combine::{Either, select};
 use super::lock::{Lock, RawLock, Spin};
 use super::sync::waiters::Batch;
 use crate::ids::Nanos;
-use crate::timer::{TimerId, TimerQueue};
 
 /// The clock under the timers. Called with no lock held.
 pub trait Clock: Send + Sync + 'static {
@@ -26,13 +28,13 @@ pub trait Clock: Send + Sync + 'static {
 /// All who wait for a time of one clock.
 pub struct Timers<C: Clock, R: RawLock = Spin> {
     clock: C,
-    queue: Lock<TimerQueue<Waker>, R>,
+    heap: Lock<Heap, R>,
 }
 
 impl<C: Clock, R: RawLock> Timers<C, R> {
     /// Nobody waits.
     pub fn new(clock: C) -> Self {
-        Self { clock, queue: Lock::new(TimerQueue::new()) }
+        Self { clock, heap: Lock::new(Heap::default()) }
     }
 
     /// The clock that was given to [`new`](Timers::new).
@@ -42,7 +44,7 @@ impl<C: Clock, R: RawLock> Timers<C, R> {
 
     /// How many wait.
     pub fn sleepers(&self) -> usize {
-        self.queue.with(|queue| queue.len())
+        self.heap.with(|heap| heap.len())
     }
 
     /// Wakes those whose time has come, and arms the clock for the next. May be called in an interrupt.
@@ -50,12 +52,12 @@ impl<C: Clock, R: RawLock> Timers<C, R> {
         let now = self.clock.now();
         loop {
             let mut batch = Batch::new();
-            let next = self.queue.with(|queue| {
+            let next = self.heap.with(|heap| {
                 while batch.has_room() {
-                    let Some(waker) = queue.pop_expired(now) else { break };
-                    batch.push(Some(waker));
+                    let Some(waker) = heap.pop_expired(now) else { break };
+                    batch.push(waker);
                 }
-                queue.next_deadline()
+                heap.next_deadline()
             });
             batch.wake();
             match next {
@@ -68,7 +70,7 @@ impl<C: Clock, R: RawLock> Timers<C, R> {
 
     /// Waits until a time.
     pub fn sleep_until(&self, deadline: Nanos) -> Sleep<'_, C, R> {
-        Sleep { timers: self, deadline, timer: None }
+        Sleep { timers: self, deadline, node: Node::new(deadline) }
     }
 
     /// Waits for so long from now on.
@@ -100,33 +102,30 @@ impl fmt::Display for Elapsed {
 
 impl core::error::Error for Elapsed {}
 
-/// Waits for a time. Dropped before that, it takes its timer out.
+/// Waits for a time. Dropped before that, it takes itself out.
 #[must_use = "a future does nothing until it is polled"]
 pub struct Sleep<'a, C: Clock, R: RawLock = Spin> {
     timers: &'a Timers<C, R>,
     deadline: Nanos,
-    /// Armed, and not yet seen to have expired.
-    timer: Option<TimerId>,
+    node: Node,
 }
 
 impl<C: Clock, R: RawLock> Future for Sleep<'_, C, R> {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         ready!(budget::step(cx));
         if self.timers.clock.now() >= self.deadline {
-            return Poll::Ready(()); // the timer, if it is still there, goes with us
+            return Poll::Ready(()); // the node, if it is still in the heap, goes with us
         }
-        let (deadline, before) = (self.deadline, self.timer);
-        let (timer, first, old) = self.timers.queue.with(|queue| {
-            let old = before.and_then(|timer| queue.cancel(timer));
-            let timer = queue.arm(deadline, cx.waker().clone());
-            (timer, queue.next_deadline() == Some(deadline), old)
-        });
+        let (timers, deadline) = (self.timers, self.deadline);
+        // SAFETY: pinned with the future, out of which nothing is moved.
+        let node = unsafe { self.as_ref().map_unchecked(|this| &this.node) };
+        // SAFETY: the node is in this heap or none, and its future's drop takes it out.
+        let (first, old) = timers.heap.with(|heap| unsafe { heap.insert(node, cx.waker()) });
         drop(old);
-        self.timer = Some(timer);
         if first {
-            self.timers.clock.arm(deadline);
+            timers.clock.arm(deadline);
         }
         Poll::Pending
     }
@@ -134,8 +133,9 @@ impl<C: Clock, R: RawLock> Future for Sleep<'_, C, R> {
 
 impl<C: Clock, R: RawLock> Drop for Sleep<'_, C, R> {
     fn drop(&mut self) {
-        if let Some(timer) = self.timer.take() {
-            drop(self.timers.queue.with(|queue| queue.cancel(timer)));
-        }
+        // SAFETY: whoever pinned the future keeps it where it is until this drop is over.
+        let node = unsafe { Pin::new_unchecked(&self.node) };
+        // SAFETY: as in `poll`.
+        drop(self.timers.heap.with(|heap| unsafe { heap.remove(node) }));
     }
 }
