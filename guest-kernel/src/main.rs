@@ -23,6 +23,7 @@ mod linux;
 mod log;
 mod mm;
 mod requests;
+mod runtime;
 mod sched;
 #[cfg(feature = "selftest")]
 mod selftest;

@@ -1,13 +1,15 @@
 //! In-guest tests: run by a kernel built with the feature `selftest` instead of the start list.
 //!
-//! One alone: `test=SUBSTRING` on the command line. Tests named `crash_...` end in a kernel panic on purpose and run only when
-//! named in full; whoever starts them checks the report. The debug exit carries the number of failures.
+//! One alone: `test=SUBSTRING` on the command line. Tests named `crash_...` end in a kernel panic on purpose, and those named `soak_...`
+//! take long; they run only when named in full. Whoever starts the former checks the report. The debug exit carries the number of
+//! failures.
 
 mod company;
 mod crash;
 mod memory;
 mod policies;
 mod races;
+mod runtime;
 mod scheduling;
 mod shootdown;
 mod timing;
@@ -48,7 +50,7 @@ macro_rules! check {
 }
 use check;
 
-const GROUPS: [&[Test]; 8] = [
+const GROUPS: [&[Test]; 10] = [
     memory::TESTS,
     scheduling::TESTS,
     races::TESTS,
@@ -56,6 +58,8 @@ const GROUPS: [&[Test]; 8] = [
     policies::TESTS,
     shootdown::TESTS,
     timing::TESTS,
+    runtime::TASKS,
+    runtime::STACKS,
     crash::TESTS,
 ];
 
@@ -104,7 +108,8 @@ extern "C" fn run_all(_: usize) -> ! {
     let wanted = cmdline::get("test").unwrap_or("");
     let (mut passed, mut failed) = (0u32, 0u32);
     for t in GROUPS.iter().flat_map(|g| g.iter()) {
-        let selected = if t.name.starts_with("crash_") { t.name == wanted } else { t.name.contains(wanted) };
+        let alone = t.name.starts_with("crash_") || t.name.starts_with("soak_");
+        let selected = if alone { t.name == wanted } else { t.name.contains(wanted) };
         if !selected {
             continue;
         }

@@ -14,6 +14,7 @@ use vcpu_sched::timer::{TimerId, TimerQueue};
 use crate::arch::apic;
 use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu};
+use crate::runtime;
 use crate::sched;
 use crate::sync::{IrqGuard, SpinLock};
 use crate::task::Task;
@@ -35,6 +36,9 @@ pub struct CpuTimers {
     queue: SpinLock<TimerQueue<Action>>,
     /// TSC value at which the run queue must be asked again; `u64::MAX`: never. Written with the run queue locked.
     slice_end: AtomicU64,
+    /// When the first of this CPU's sleeping futures (`runtime::time`) is to be woken, in nanoseconds; `u64::MAX`: none sleeps. Own CPU,
+    /// interrupts off.
+    sleepers_due: AtomicU64,
     /// TSC value for which the hardware is armed; `u64::MAX`: not armed.
     programmed: AtomicU64,
 }
@@ -79,6 +83,7 @@ impl CpuTimers {
         Self {
             queue: SpinLock::new(TimerQueue::new()),
             slice_end: AtomicU64::new(u64::MAX),
+            sleepers_due: AtomicU64::new(u64::MAX),
             programmed: AtomicU64::new(u64::MAX),
         }
     }
@@ -97,6 +102,14 @@ impl CpuTimers {
     #[inline]
     pub fn slice_end(&self) -> u64 {
         self.slice_end.load(Ordering::Relaxed)
+    }
+
+    /// Has `runtime::time` called at `deadline` or earlier. Own CPU, interrupts off.
+    pub fn arm_sleepers(&self, deadline: Nanos) {
+        if deadline.0 < self.sleepers_due.load(Ordering::Relaxed) {
+            self.sleepers_due.store(deadline.0, Ordering::Relaxed);
+        }
+        self.program(super::tsc_at(deadline), super::tsc());
     }
 
     /// Makes the hardware fire at `tsc` or earlier. Own CPU, interrupts off.
@@ -149,6 +162,10 @@ pub fn interrupt(me: &Cpu) {
             Action::Call(target) => target.fire(),
         }
     }
+    if timers.sleepers_due.load(Ordering::Relaxed) <= now.0 {
+        timers.sleepers_due.store(u64::MAX, Ordering::Relaxed);
+        runtime::time::expire(me);
+    }
     let tsc = super::tsc();
     // Early (a hardware timer that can't count as far, a timer that was cancelled): what is left is armed again.
     let slice_end = timers.slice_end();
@@ -158,7 +175,8 @@ pub fn interrupt(me: &Cpu) {
         timers.program(slice_end, tsc);
     }
     let next = timers.queue.lock().next_deadline();
-    if let Some(next) = next {
-        timers.program(super::tsc_at(next), tsc);
+    let next = next.map_or(u64::MAX, |next| next.0).min(timers.sleepers_due.load(Ordering::Relaxed));
+    if next != u64::MAX {
+        timers.program(super::tsc_at(Nanos(next)), tsc);
     }
 }
