@@ -82,13 +82,18 @@ static void exclusion(void) {
  * between them runs until high has had it. Without inheritance through both, low never runs again. */
 static pthread_mutex_t first, second;
 static volatile int stage, done;
+static int ready;
+static void begin(int priority) {
+    be(SCHED_FIFO, priority);
+    __atomic_fetch_add(&ready, 1, __ATOMIC_SEQ_CST);
+}
 static void pass(int from) {
     while (stage < from)
         usleep(1000);
 }
 static void *low(void *unused) {
     (void)unused;
-    be(SCHED_FIFO, 10);
+    begin(10);
     pthread_mutex_lock(&first);
     stage = 1;
     pass(4);
@@ -100,7 +105,7 @@ static void *low(void *unused) {
 }
 static void *mid(void *unused) {
     (void)unused;
-    be(SCHED_FIFO, 20);
+    begin(20);
     pass(1);
     pthread_mutex_lock(&second);
     stage = 2;
@@ -111,7 +116,7 @@ static void *mid(void *unused) {
 }
 static void *high(void *unused) {
     (void)unused;
-    be(SCHED_FIFO, 50);
+    begin(50);
     pass(3);
     pthread_mutex_lock(&second);
     done = 1;
@@ -120,8 +125,11 @@ static void *high(void *unused) {
 }
 static void *spinner(void *unused) {
     (void)unused;
-    be(SCHED_FIFO, 60);
+    begin(60);
     pass(2);
+    /* Who has no real-time priority yet would never get one. */
+    while (__atomic_load_n(&ready, __ATOMIC_SEQ_CST) < 4)
+        usleep(1000);
     stage = 3;
     usleep(20000); /* high comes to wait */
     be(SCHED_FIFO, 30);
