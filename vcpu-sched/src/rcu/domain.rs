@@ -48,6 +48,14 @@ pub unsafe trait RcuPlatform: Send + Sync + 'static {
 
     /// A blocking wait goes on: lets somebody else run.
     fn relax(&self);
+
+    /// A number that the CPU changes where it has no reader, with a full barrier before its next one; a constant if it
+    /// counts no such places. A scheduler that counts its switches tells by this what would else cost it a
+    /// [`report`](Domain::report) at each.
+    fn passages(&self, cpu: CpuId) -> u64 {
+        _ = cpu;
+        0
+    }
 }
 
 /// One CPU's words, on cache lines of their own.
@@ -70,6 +78,8 @@ struct PerCpu<L: RawLock> {
 pub(super) struct Inner {
     pub periods: Periods,
     pub waiters: Waiters,
+    /// Each CPU's [`passages`](RcuPlatform::passages) when the running period began.
+    before: Box<[u64]>,
 }
 
 /// See the module's text.
@@ -163,7 +173,8 @@ impl<P: RcuPlatform> Domain<P> {
             visiting: U8Cell::new(0),
             callbacks: Lock::new(Callbacks::new()),
         };
-        let inner = Inner { periods: Periods::new(stall_after), waiters: Waiters::default() };
+        let before = (0..cpus).map(|_| 0).collect();
+        let inner = Inner { periods: Periods::new(stall_after), waiters: Waiters::default(), before };
         Self {
             platform,
             cpus: (0..cpus).map(cpu).collect(),
@@ -270,6 +281,11 @@ impl<P: RcuPlatform> Domain<P> {
         self.inner.with(|inner| inner.periods.cookie())
     }
 
+    /// Does anybody wait for the end of a period?
+    pub fn is_wanted(&self) -> bool {
+        self.inner.with(|inner| inner.periods.is_wanted())
+    }
+
     /// Have all readers from before the cookie gone?
     pub fn is_over(&self, cookie: Cookie) -> bool {
         self.inner.with(|inner| inner.periods.is_over(cookie))
@@ -279,18 +295,22 @@ impl<P: RcuPlatform> Domain<P> {
     /// whoever has the time: a tick, an idle CPU, a worker. Those who wait are woken.
     pub fn advance(&self) -> Progress {
         let now = self.platform.now();
-        let (ended, stall) = self.inner.with(|inner| {
-            let running = inner.periods.running();
-            inner.periods.quiescent(|cpu| running.is_some_and(|period| self.has_passed(cpu, period)));
-            let step = inner.periods.step(now, &self.all);
+        let (ended, stall) = self.inner.with(|Inner { periods, before, .. }| {
+            let running = periods.running();
+            periods.quiescent(|cpu| running.is_some_and(|period| self.has_passed(cpu, period, before)));
+            let step = periods.step(now, &self.all);
             if let Step::Began(_) | Step::EndedAndBegan(_) = &step
-                && let Some(period) = inner.periods.running()
+                && let Some(period) = periods.running()
             {
-                // Release: who reads the number sees what was unlinked before the cookie was taken, under this lock.
-                self.period.store(period, Ordering::Release);
-                inner.periods.quiescent(|cpu| self.has_passed(cpu, period));
+                // Release: who reads the number sees what was unlinked before the cookie was taken, under this lock. SeqCst, and an
+                // exchange: the full barrier before the looks at the passages.
+                self.period.swap(period, Ordering::SeqCst);
+                for (number, passages) in (0..).zip(before.iter_mut()) {
+                    *passages = self.platform.passages(CpuId(number));
+                }
+                periods.quiescent(|cpu| self.has_passed(cpu, period, before));
             }
-            (matches!(step, Step::Ended | Step::EndedAndBegan(_)), inner.periods.stall(now))
+            (matches!(step, Step::Ended | Step::EndedAndBegan(_)), periods.stall(now))
         });
         if ended {
             self.wake_waiters();
@@ -299,8 +319,11 @@ impl<P: RcuPlatform> Domain<P> {
     }
 
     /// Has the CPU been without readers since this period began?
-    fn has_passed(&self, cpu: CpuId, period: u64) -> bool {
+    fn has_passed(&self, cpu: CpuId, period: u64, before: &[u64]) -> bool {
         let Some(theirs) = self.cpus.get(cpu.index()) else { return true };
+        if before.get(cpu.index()).is_some_and(|before| self.platform.passages(cpu) != *before) {
+            return true;
+        }
         // Acquire: after their readers. The second is a change of nothing, so that it and the CPU's own changes have
         // one order; acquire and release, see the module's text.
         theirs.reported.load(Ordering::Acquire) == period || theirs.away.fetch_add(0, Ordering::AcqRel) & 1 != 0

@@ -6,6 +6,7 @@
 //! | [`grace`] | periods: a pure state machine over sets of CPUs |
 //! | [`Domain`], [`Guard`] | readers, reports, callbacks |
 //! | [`RcuPointer`] | a pointer that can only be read inside a guard |
+//! | [`RcuMap`] | values by number, found without a lock |
 //! | [`Synchronize`] | waiting for a period as a future |
 //!
 //! The invariant: what was unlinked before a period began is used by nobody after its end.
@@ -17,6 +18,7 @@
 mod callbacks;
 mod domain;
 pub mod grace;
+mod map;
 mod pointer;
 mod wait;
 
@@ -27,5 +29,6 @@ mod tests;
 
 pub use domain::{Backlog, Domain, Guard, InReader, Progress, RcuPlatform};
 pub use grace::{Cookie, Stall};
+pub use map::RcuMap;
 pub use pointer::RcuPointer;
 pub use wait::Synchronize;

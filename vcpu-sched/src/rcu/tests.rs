@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 use std::{eprintln, thread};
 
-use super::{Backlog, Domain, InReader, RcuPlatform, RcuPointer};
+use super::{Backlog, Domain, InReader, RcuMap, RcuPlatform, RcuPointer};
 use crate::cpumask::CpuMask;
 use crate::ids::{CpuId, Nanos};
 use crate::runtime::lock::Spin;
@@ -22,6 +22,8 @@ std::thread_local! {
 struct Host {
     now: AtomicU64,
     kicks: Mutex<Vec<u32>>,
+    /// What each CPU has counted, of the first few.
+    passages: [AtomicU64; 4],
 }
 
 // SAFETY: a CPU is played by one thread at a time. One that plays several keeps each guard on the CPU it came from: a
@@ -45,6 +47,10 @@ unsafe impl RcuPlatform for Host {
 
     fn relax(&self) {
         thread::yield_now();
+    }
+
+    fn passages(&self, cpu: CpuId) -> u64 {
+        self.passages.get(cpu.index()).map_or(0, |passages| passages.load(Ordering::SeqCst))
     }
 }
 
@@ -319,4 +325,103 @@ fn torture() {
     }
     assert_eq!(dropped.load(Ordering::SeqCst), updates + 1, "each value is freed once");
     eprintln!("{} reads beside {updates} updates", reads.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_counted_passage_ends_a_period_as_a_report_does() {
+    let domain = domain(2, 100);
+    let pass = |cpu: usize| _ = domain.platform().passages[cpu].fetch_add(1, Ordering::SeqCst);
+    pass(0); // before it begins: doesn't count
+    let cookie = domain.cookie();
+    _ = domain.advance();
+    pass(1);
+    _ = domain.advance();
+    assert!(!domain.is_over(cookie) && domain.is_wanted(), "CPU 0 has not passed since");
+    pass(0);
+    _ = domain.advance();
+    assert!(domain.is_over(cookie) && !domain.is_wanted());
+}
+
+/// A value that knows when it was dropped.
+struct Marked(u32, AtomicU64);
+
+const LIVE: u64 = 0x5ca1_ab1e;
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        self.1.store(0, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_map_finds_what_is_in_it_and_frees_what_is_not_after_its_readers() {
+    let domain = domain(1, 100);
+    let map: RcuMap<Marked, Host> = RcuMap::new(domain, 4);
+    for key in 0..20 {
+        assert!(map.insert(key, Marked(key, AtomicU64::new(LIVE))).is_ok());
+    }
+    assert!(map.insert(7, Marked(7, AtomicU64::new(LIVE))).is_err(), "it is there");
+    let guard = domain.read();
+    let seen = map.get(&guard, 7).unwrap();
+    let (number, _) = map.remove(7, |value| value.0).unwrap();
+    assert_eq!(number, 7);
+    assert!(map.remove(7, |_| ()).is_none() && map.get(&guard, 7).is_none());
+    assert_eq!(settle(domain, 1), 0);
+    assert_eq!(seen.1.load(Ordering::Relaxed), LIVE, "a reader has it");
+    let mut keys = Vec::new();
+    assert!(
+        map.find_map(&guard, 2, |key, _| {
+            keys.push(key);
+            None::<()>
+        })
+        .is_none()
+    );
+    assert_eq!(keys.first().map(|key| key % 4), Some(2), "chain by chain, from that of the number on");
+    keys.sort_unstable();
+    assert!(keys.iter().copied().eq((0..20).filter(|key| *key != 7)));
+    drop(guard);
+    assert_eq!(settle(domain, 1), 1);
+}
+
+/// Readers on threads, a writer that takes out and puts in: nobody sees a dropped value.
+#[test]
+fn a_map_under_readers_and_writers() {
+    const CPUS: u32 = 4;
+    let domain = domain(CPUS, 64);
+    let map: &RcuMap<Marked, Host> = Box::leak(Box::new(RcuMap::new(domain, 8)));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for cpu in 1..CPUS {
+            let stop = &stop;
+            scope.spawn(move || {
+                on(cpu, || {
+                    let mut number = cpu;
+                    while !stop.load(Ordering::Relaxed) {
+                        number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        let guard = domain.read();
+                        if let Some(value) = map.get(&guard, number >> 16 & 31) {
+                            assert_eq!((value.0, value.1.load(Ordering::Relaxed)), (number >> 16 & 31, LIVE));
+                        }
+                        drop(guard);
+                        domain.report();
+                        thread::yield_now();
+                    }
+                    assert!(domain.enter_away());
+                });
+            });
+        }
+        for round in 0..3_000_u32 {
+            let key = round.wrapping_mul(7) & 31;
+            if map.insert(key, Marked(key, AtomicU64::new(LIVE))).is_err() {
+                let full = map.remove(key, |value| assert_eq!(value.0, key)).unwrap().1 == Backlog::Full;
+                domain.report();
+                _ = domain.advance();
+                domain.run_callbacks(8);
+                if full {
+                    domain.synchronize_blocking().unwrap();
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
