@@ -22,6 +22,7 @@ mod directory;
 mod linux;
 mod log;
 mod mm;
+mod rcu;
 mod requests;
 mod runtime;
 mod sched;
@@ -71,6 +72,8 @@ extern "C" fn second_stage() -> ! {
     let madt = boot::acpi::madt(info.rsdp).unwrap_or_default();
     chaos::init(madt.apic_ids.len() <= 1);
     time::init();
+    rcu::init(madt.apic_ids.len());
+    task::table::init();
     sched::init();
     time::wall::init();
     cpu::topology::init(info.rsdp, &madt.apic_ids);

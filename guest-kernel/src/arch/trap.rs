@@ -13,6 +13,7 @@ use crate::chaos::{self, Point};
 use crate::cpu;
 use crate::mm::layout::{USER_END, task_slot};
 use crate::mm::{fault, shootdown};
+use crate::rcu;
 use crate::sched;
 use crate::task::{UserContext, UserFault, current, observers, work};
 use crate::time;
@@ -258,6 +259,7 @@ fn interrupt(v: u8) {
             apic::end_of_interrupt();
             trace::ipi_received(v);
             me.stats.reschedule_ipis.fetch_add(1, Ordering::Relaxed);
+            rcu::interrupted(me);
             sched::rearm(me);
             sched::delegated::kicked(me);
         }

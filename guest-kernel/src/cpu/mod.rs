@@ -77,6 +77,8 @@ pub struct Cpu {
     pub need_resched: AtomicBool,
     /// See [`lock_tag`].
     lock_tag: u32,
+    /// See [`pin`].
+    pinned: AtomicU32,
     /// Index in the CPU table.
     pub id: CpuId,
     /// Address for IPIs.
@@ -134,6 +136,8 @@ pub struct Cpu {
     pub picked_at: AtomicU64,
     /// The same as monotonic time, in nanoseconds.
     pub picked_time: AtomicU64,
+    /// An RCU period waits for this CPU, which shall say that it has no reader. See `rcu::interrupted`.
+    pub rcu_asked: AtomicBool,
     /// Counters.
     pub stats: CpuStats,
     /// Its trace ring.
@@ -161,6 +165,7 @@ pub const OFFSET_EXCURSION_CR3: usize = offset_of!(Cpu, excursion_cr3);
 const OFFSET_CURRENT: usize = offset_of!(Cpu, current);
 const OFFSET_SYSCALLS: usize = offset_of!(Cpu, stats.syscalls);
 const OFFSET_LOCK_TAG: usize = offset_of!(Cpu, lock_tag);
+const OFFSET_PINNED: usize = offset_of!(Cpu, pinned);
 
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicU32 = AtomicU32::new(1);
@@ -176,6 +181,7 @@ impl Cpu {
             current: AtomicPtr::new(core::ptr::null_mut()),
             need_resched: AtomicBool::new(false),
             lock_tag: id.0 + 1,
+            pinned: AtomicU32::new(0),
             id,
             apic_id: AtomicU32::new(apic_id),
             sleep: SleepState::new(),
@@ -204,6 +210,7 @@ impl Cpu {
             shown_page: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),
             picked_time: AtomicU64::new(0),
+            rcu_asked: AtomicBool::new(false),
             stats: CpuStats {
                 switches: AtomicU64::new(0),
                 faults: AtomicU64::new(0),
@@ -289,6 +296,31 @@ pub fn current_task() -> *mut Task {
 pub fn count_system_call() {
     // SAFETY: as in `this`; nobody else writes the counter, and others read it as the atomic that it is.
     unsafe { asm!("inc qword ptr gs:[{}]", const OFFSET_SYSCALLS, options(nostack)) };
+}
+
+/// Keeps the current task on this CPU, and everybody else off it but interrupts, until the matching [`unpin`]; nests. It must not wait
+/// meanwhile. One instruction, so that neither an interrupt nor a migration tears it.
+#[inline(always)]
+pub fn pin() {
+    // SAFETY: as in `this`; nobody else writes the counter. Not `nomem`: what follows stays behind it.
+    unsafe { asm!("inc dword ptr gs:[{}]", const OFFSET_PINNED, options(nostack)) };
+}
+
+/// Undoes one [`pin`], and gives way if that was asked for meanwhile.
+#[inline(always)]
+pub fn unpin() {
+    // SAFETY: as in `pin`.
+    unsafe { asm!("dec dword ptr gs:[{}]", const OFFSET_PINNED, options(nostack)) };
+    // Relaxed: a request that comes later finds us unpinned.
+    if this().need_resched.load(Ordering::Relaxed) {
+        sched::preempt_after_pin();
+    }
+}
+
+/// Whether the current task is pinned to this CPU. Interrupts are off.
+pub fn is_pinned() -> bool {
+    // Relaxed: this CPU's own.
+    this().pinned.load(Ordering::Relaxed) != 0
 }
 
 /// What a spin lock that this CPU holds has in it: its number and one.

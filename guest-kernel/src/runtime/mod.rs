@@ -27,7 +27,7 @@ use vcpu_sched::runtime::{JoinHandle, TaskInfo};
 use crate::mm::frame::OutOfMemory;
 
 pub use block_on::block_on;
-pub use platform::{Kernel, Runtime, executor, get};
+pub use platform::{Kernel, KernelLock, Runtime, executor, get};
 pub use stackful::stackful;
 
 /// Makes a task of a future. It is named after the place of the call; dropping the handle cancels it.

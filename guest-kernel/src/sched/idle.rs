@@ -6,6 +6,7 @@ use super::{delegated, place};
 use crate::arch::instr;
 use crate::chaos;
 use crate::cpu;
+use crate::rcu;
 use crate::sched;
 use crate::trace;
 
@@ -27,6 +28,7 @@ pub fn run() -> ! {
             instr::sti();
             continue;
         }
+        rcu::enter_idle();
         trace::halt(false, me.nr_running.load(Ordering::Relaxed));
         if !chaos::clock::skip(me) {
             instr::sti_hlt();

@@ -192,9 +192,23 @@ fn preempt() {
     }
 }
 
-/// Takes the CPU from the current task, whatever the policy says. Where an interrupt could come; interrupts are off.
+/// Takes the CPU from the current task, whatever the policy says, but not if it is pinned there: then a wish to is granted when it is pinned
+/// no more. Where an interrupt could come; interrupts are off.
 pub fn preempt_now() {
-    switch::reschedule(Event::Preempt);
+    if !cpu::is_pinned() {
+        switch::reschedule(Event::Preempt);
+    }
+}
+
+/// The current task was pinned until now, and may have been asked to give way meanwhile.
+#[cold]
+pub fn preempt_after_pin() {
+    // With interrupts off it gives way where they are turned on, as ever.
+    if instr::interrupts_enabled() {
+        instr::cli();
+        preempt_if_needed();
+        instr::sti();
+    }
 }
 
 /// Has the current task give way when it leaves the kernel. Own CPU, interrupts off; its run queue may be locked.

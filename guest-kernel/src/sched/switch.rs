@@ -22,6 +22,7 @@ use crate::cpu::{self, Cpu, shown};
 use crate::mm::layout::{CPU_SLOT, USER_CPU_SLOT};
 use crate::mm::page_table::Entry;
 use crate::mm::shootdown;
+use crate::rcu;
 use crate::sync::{IrqGuard, SpinLockGuard};
 use crate::task::{Task, TaskRef};
 use crate::time;
@@ -222,6 +223,7 @@ fn go_on(
     }
     if was_idle {
         place::leave_idle(me);
+        rcu::leave_idle();
     }
     let gone = if left.queued || was_idle { core::ptr::null_mut() } else { core::ptr::from_ref(prev).cast_mut() };
     me.leaving.store(gone, Ordering::Relaxed);
