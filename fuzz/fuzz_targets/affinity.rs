@@ -1,21 +1,9 @@
-//! `--affinity`, `--vcpu-sched` and lists of CPUs: what is read reads back.
+//! See `targets/affinity.rs`.
 #![no_main]
 
-use std::fmt::{Debug, Display};
-use std::str::FromStr;
-
 use libfuzzer_sys::fuzz_target;
-use taskvisor::config::text::IdSet;
-use taskvisor::config::values::{Classes, Pins};
 
-fn reads_back<T: FromStr + Display + PartialEq + Debug>(text: &str) {
-    if let Ok(value) = text.parse::<T>() {
-        assert_eq!(value.to_string().parse::<T>().ok(), Some(value), "{text}");
-    }
-}
+#[path = "../targets/affinity.rs"]
+mod target;
 
-fuzz_target!(|text: &str| {
-    reads_back::<Pins>(text);
-    reads_back::<Classes>(text);
-    reads_back::<IdSet>(text);
-});
+fuzz_target!(|text: &str| target::run(text));

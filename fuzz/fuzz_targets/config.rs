@@ -1,15 +1,9 @@
-//! Files of `--config`: what is taken for good reads back from what it prints, an error lies inside of the text.
+//! See `targets/config.rs`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use taskvisor::config::file;
 
-fuzz_target!(|text: &str| {
-    match file::parse(text) {
-        Ok(said) => {
-            let again = file::write(&said).expect("what was read can be written");
-            assert_eq!(file::parse(&again).as_ref(), Ok(&said), "{again}");
-        }
-        Err(error) => assert!((1..=text.matches('\n').count() + 1).contains(&error.line), "{error}"),
-    }
-});
+#[path = "../targets/config.rs"]
+mod target;
+
+fuzz_target!(|text: &str| target::run(text));

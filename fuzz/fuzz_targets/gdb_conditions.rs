@@ -1,23 +1,9 @@
-//! Breakpoint conditions: any bytes end in a value or an error.
+//! See `targets/gdb_conditions.rs`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use taskvisor::debug::agent_expr::{Scene, holds};
 
-/// Half of the registers and of memory can be read.
-struct Half;
+#[path = "../targets/gdb_conditions.rs"]
+mod target;
 
-impl Scene for Half {
-    fn register(&mut self, number: usize) -> Option<u64> {
-        number.is_multiple_of(2).then_some(number as u64)
-    }
-    fn memory(&mut self, address: u64, bytes: &mut [u8]) -> Option<()> {
-        bytes.fill(address as u8);
-        address.is_multiple_of(2).then_some(())
-    }
-}
-
-fuzz_target!(|code: &[u8]| {
-    // True, false or refused.
-    let _ = holds(code, &mut Half);
-});
+fuzz_target!(|code: &[u8]| target::run(code));

@@ -1,26 +1,9 @@
-//! What a debugger sends: bytes become packets, packets become commands or nothing.
+//! See `targets/gdb_packets.rs`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use taskvisor::debug::command;
-use taskvisor::debug::packet::{Decoder, Input, MAX_PACKET, encode};
 
-fuzz_target!(|bytes: &[u8]| {
-    let mut decoder = Decoder::default();
-    for input in bytes.iter().filter_map(|byte| decoder.push(*byte)) {
-        if let Input::Packet(data) = input {
-            assert!(data.len() <= MAX_PACKET);
-            // Known or not.
-            let _ = command::parse(&data);
-        }
-    }
-    // A fuzzer seldom finds a checksum: the same bytes as the data of a packet that is right.
-    let mut packet = Vec::new();
-    encode(bytes, &mut packet);
-    let mut decoder = Decoder::default();
-    let found: Vec<_> = packet.iter().filter_map(|byte| decoder.push(*byte)).collect();
-    if bytes.len() <= MAX_PACKET {
-        assert_eq!(found, [Input::Packet(bytes.to_vec())]);
-    }
-    let _ = command::parse(bytes);
-});
+#[path = "../targets/gdb_packets.rs"]
+mod target;
+
+fuzz_target!(|bytes: &[u8]| target::run(bytes));

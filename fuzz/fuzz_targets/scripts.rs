@@ -1,10 +1,9 @@
-//! Scripts: any text is compiled or refused, within the language's bounds. Nothing is run: scripts start guests.
+//! See `targets/scripts.rs`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use taskvisor::script;
 
-fuzz_target!(|text: &str| {
-    // Refused or taken.
-    let _ = script::check(text);
-});
+#[path = "../targets/scripts.rs"]
+mod target;
+
+fuzz_target!(|text: &str| target::run(text));

@@ -1,17 +1,9 @@
-//! Trace files: a report or an error. The first byte chooses the format.
+//! See `targets/traces.rs`.
 #![no_main]
 
-use std::fs;
-
 use libfuzzer_sys::fuzz_target;
-use taskvisor::report;
-use vcpu_sched::checker::Options;
 
-fuzz_target!(|bytes: &[u8]| {
-    let Some((format, bytes)) = bytes.split_first() else { return };
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join(if format.is_multiple_of(2) { "a.pftrace" } else { "a.jsonl" });
-    fs::write(&path, bytes).expect("a file of our own");
-    // Damaged or not.
-    let _ = report::report(&path, None, Options::default());
-});
+#[path = "../targets/traces.rs"]
+mod target;
+
+fuzz_target!(|bytes: &[u8]| target::run(bytes));
