@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
@@ -26,8 +25,6 @@ use crate::requests::RequestError;
 const PIECE: usize = 12 << 10;
 /// Streams that have a client, at a time; fewer than the server's connections, so that there are some for other questions.
 const MAX_STREAMS: usize = 24;
-/// How soon a paused machine is asked again.
-const PAUSED: Duration = Duration::from_millis(100);
 /// Where files from clients go in the guest.
 const FILES: &str = "/tmp/";
 /// Their permissions: they are programs, as a rule.
@@ -87,9 +84,7 @@ impl Drop for Claim {
 async fn ask(machine: &Arc<Machine>, process: u32, what: Streaming) -> Result<(u64, Vec<u8>), Fault> {
     let request = Request::Streaming { process, what };
     loop {
-        while machine.run.paused() {
-            tokio::time::sleep(PAUSED).await;
-        }
+        machine.run.until_running().await;
         let (machine, request) = (machine.clone(), request.clone());
         let answer = waiting(machine, move |machine| Ok(machine.mailbox.ask_for_bytes(&request))).await?;
         match answer {

@@ -36,4 +36,9 @@ impl Runs {
     pub fn paused(&self) -> bool {
         self.control.paused()
     }
+
+    /// Waits until nobody holds it.
+    pub async fn until_running(&self) {
+        self.control.until_running().await;
+    }
 }

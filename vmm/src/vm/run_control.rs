@@ -5,12 +5,12 @@
 //! guest goes on when the last one is dropped; nothing here waits for a vCPU whose thread has ended.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
+use tokio::sync::watch;
 
 use crate::vcpu::seat::{Seat, Taken};
 
@@ -63,7 +63,7 @@ pub struct RunControl(Arc<Shared>);
 struct Shared {
     seats: Box<[Arc<Seat>]>,
     /// How many [`Paused`] there are.
-    holders: AtomicUsize,
+    holders: watch::Sender<usize>,
     listener: OnceLock<Box<dyn PauseListener>>,
 }
 
@@ -78,7 +78,7 @@ impl RunControl {
     /// first instruction.
     pub fn new(vcpus: usize) -> Self {
         let seats = (0..vcpus).map(|_| Arc::default()).collect();
-        Self(Arc::new(Shared { seats, holders: AtomicUsize::new(0), listener: OnceLock::new() }))
+        Self(Arc::new(Shared { seats, holders: watch::Sender::new(0), listener: OnceLock::new() }))
     }
 
     /// Tells `listener` of all pauses but brief ones from now on. The first one stays.
@@ -99,8 +99,13 @@ impl RunControl {
 
     /// Whether anybody holds the guest.
     pub fn paused(&self) -> bool {
-        // Relaxed: a number to be shown, nothing else hangs on it.
-        self.0.holders.load(Ordering::Relaxed) > 0
+        *self.0.holders.borrow() > 0
+    }
+
+    /// Waits until nobody holds it.
+    pub async fn until_running(&self) {
+        // It only fails when the sender is gone, which is ours.
+        let _ = self.0.holders.subscribe().wait_for(|holders| *holders == 0).await;
     }
 
     /// Stops all vCPUs. When this returns they are out of the guest, with registers that may be read and changed.
@@ -125,7 +130,7 @@ impl RunControl {
     }
 
     fn hold(&self) -> Paused {
-        self.0.holders.fetch_add(1, Ordering::Relaxed);
+        self.0.holders.send_modify(|holders| *holders += 1);
         self.0.seats.iter().for_each(|seat| seat.hold());
         Paused { control: self.clone(), held: vec![true; self.0.seats.len()], tells: false, told: false }
     }
@@ -225,9 +230,10 @@ impl Drop for Paused {
     fn drop(&mut self) {
         self.tells = false;
         self.tell();
-        self.control.0.holders.fetch_sub(1, Ordering::Relaxed);
         let held = self.control.0.seats.iter().zip(&self.held).filter(|(_, held)| **held);
         held.for_each(|(seat, _)| seat.release());
+        // Last: whoever waits for it finds vCPUs that may run.
+        self.control.0.holders.send_modify(|holders| *holders = holders.saturating_sub(1));
     }
 }
 
