@@ -3,11 +3,12 @@
 //! run guests of their own.
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+    KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY, KVMIO, kvm_enable_cap, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::ioctl::ioctl_with_val;
 
 use super::Options;
 use super::error::{VmError, kvm_call};
@@ -33,6 +34,7 @@ pub(super) fn machine(
     let ram = memory::allocate(options.memory, address_bits)?;
     let fd = kvm.create_vm().map_err(kvm_call("KVM_CREATE_VM"))?;
     register_memory(&fd, &ram)?;
+    allow_shadow_pages(&fd, options);
     create_irqchip(&fd, &options.topology, guest.is_ours())?;
     let vcpus = (0..options.vcpus)
         .map(|id| fd.create_vcpu(options.topology.apic_id(id).into()).map_err(kvm_call("KVM_CREATE_VCPU")))
@@ -101,6 +103,31 @@ fn create_irqchip(fd: &VmFd, topology: &Topology, ours: bool) -> Result<(), VmEr
         fd.enable_cap(&cap).map_err(kvm_call("KVM_CAP_X2APIC_API"))?;
     }
     Ok(())
+}
+
+/// Pages that KVM may shadow the guest's page tables with, where it does that: it takes a fiftieth of the guest's memory (Linux,
+/// arch/x86/include/asm/kvm_host.h: KVM_PERMILLE_MMU_PAGES), of which many vCPUs with little memory each hold too much, and KVM_RUN fails
+/// with ENOSPC.
+const DEFAULT_SHADOW_PERMILLE: u64 = 20;
+/// What one vCPU holds at a time: four levels of tables for what it runs, and as much again for its kernel, its stacks and the image.
+const SHADOW_PAGES_PER_VCPU: u64 = 16;
+/// KVM_MIN_ALLOC_MMU_PAGES, of the same file.
+const MIN_SHADOW_PAGES: u64 = 64;
+
+vmm_sys_util::ioctl_io_nr!(KVM_SET_NR_MMU_PAGES, KVMIO, 0x44);
+
+/// Raises that limit where the default is too low for so many vCPUs.
+fn allow_shadow_pages(fd: &VmFd, options: &Options) {
+    let default = options.memory / memory::PAGE_SIZE * DEFAULT_SHADOW_PERMILLE / 1000;
+    let wanted = MIN_SHADOW_PAGES + SHADOW_PAGES_PER_VCPU * u64::from(options.vcpus);
+    if wanted <= default {
+        return;
+    }
+    // SAFETY: a number is passed, no pointer.
+    if unsafe { ioctl_with_val(fd, KVM_SET_NR_MMU_PAGES(), wanted) } != 0 {
+        // A KVM without it has no such limit, or says at KVM_RUN that it is too low.
+        log::debug!("KVM_SET_NR_MMU_PAGES {wanted}: {}", std::io::Error::last_os_error());
+    }
 }
 
 fn register_memory(fd: &VmFd, ram: &Ram) -> Result<(), VmError> {
