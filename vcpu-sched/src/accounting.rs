@@ -68,7 +68,13 @@ fn add(cell: &U64Cell, n: u64) {
     cell.set(cell.get().wrapping_add(n));
 }
 
-/// Where [`Accounting`] keeps the time in a queue, for [`entity::offsets`](crate::entity::offsets).
+/// Where [`Accounting`] keeps the time on a CPU, for [`entity::offsets`](crate::entity::offsets).
+pub(crate) const RUN_AT: usize = core::mem::offset_of!(Accounting, run);
+/// Where it keeps the switches that the task wanted.
+pub(crate) const VOLUNTARY_AT: usize = core::mem::offset_of!(Accounting, voluntary);
+/// Where it keeps those that it was made to do.
+pub(crate) const INVOLUNTARY_AT: usize = core::mem::offset_of!(Accounting, involuntary);
+/// Where it keeps the time in a queue.
 pub(crate) const WAIT_AT: usize = core::mem::offset_of!(Accounting, wait);
 /// Where it keeps the time asleep.
 pub(crate) const SLEEP_AT: usize = core::mem::offset_of!(Accounting, sleep);
@@ -109,6 +115,18 @@ impl Accounting {
     #[inline]
     pub fn run(&self) -> Nanos {
         Nanos(self.run.get())
+    }
+
+    /// How often it left a CPU of its own will, and how often it was made to.
+    #[inline]
+    pub fn switches(&self) -> [u64; 2] {
+        [self.voluntary.get(), self.involuntary.get()]
+    }
+
+    /// An idle task, which is in no queue and so in nobody's books, has run.
+    #[inline]
+    pub fn idled(&self, ran: Nanos) {
+        add(&self.run, ran.0);
     }
 
     /// It enters a queue for the first time.

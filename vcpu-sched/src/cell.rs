@@ -5,7 +5,7 @@
 //!
 //! They are `core`'s atomics in a loom model too: what a lock guards is not what the models are for.
 
-use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 macro_rules! cells {
     ($($(#[$doc:meta])* $name:ident($atomic:ident, $number:ty);)*) => {$(
@@ -33,7 +33,6 @@ macro_rules! cells {
 
 cells! {
     U8Cell(AtomicU8, u8);
-    U16Cell(AtomicU16, u16);
     U32Cell(AtomicU32, u32);
     U64Cell(AtomicU64, u64);
     I64Cell(AtomicI64, i64);

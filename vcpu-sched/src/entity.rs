@@ -10,7 +10,7 @@
 mod loom_models;
 
 use crate::accounting::Accounting;
-use crate::cell::{I64Cell, U8Cell, U16Cell, U32Cell, U64Cell};
+use crate::cell::{I64Cell, U8Cell, U32Cell, U64Cell};
 use crate::events::ClassTag;
 use crate::ids::{CpuId, Nanos, TaskId};
 use crate::params::{Class, DeadlineParams, Nice, RtPriority, SchedParams, Slice, number};
@@ -72,7 +72,6 @@ pub struct SchedEntity {
     /// What is in force, and what follows from it.
     params: ParamCells,
     rank: U8Cell,
-    prio: U8Cell,
     /// The class that it is queued in or runs in: `rank` at the time that it was put there.
     pub(crate) placed: U8Cell,
 
@@ -89,11 +88,24 @@ pub struct SchedEntity {
 
     /// Its last CPU, plus one; 0: it never ran.
     last_cpu: U32Cell,
-    /// It was woken and has not run since.
-    woken: U8Cell,
-    place_records: U16Cell,
+    /// How it came to its queue, if it has not run since: bits of [`arrival`].
+    arrival: U8Cell,
+    /// What trace records say of it, in one word because two tasks' are in each record of a switch: below its class, above how many
+    /// records about its place there were.
+    label: U32Cell,
     accounting: Accounting,
 }
+
+/// Bits of [`SchedEntity::arrival`].
+mod arrival {
+    /// It came from elsewhere, or for the first time.
+    pub const CAME: u8 = 1;
+    /// It was woken.
+    pub const WOKEN: u8 = 2;
+}
+
+/// One record more in [`SchedEntity::label`], which wraps by itself.
+const PLACE_RECORD: u32 = 1 << 16;
 
 /// Figures of the fair class.
 #[derive(Debug)]
@@ -141,6 +153,12 @@ pub mod offsets {
     pub const RT_PRIORITY: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, rt_priority);
     /// Nice value, 1 byte.
     pub const NICE: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, nice);
+    /// Nanoseconds on a CPU, 8 bytes.
+    pub const RUN: usize = offset_of!(SchedEntity, accounting) + accounting::RUN_AT;
+    /// Times it gave way of its own will, 8 bytes.
+    pub const VOLUNTARY: usize = offset_of!(SchedEntity, accounting) + accounting::VOLUNTARY_AT;
+    /// Times it was made to give way, 8 bytes.
+    pub const INVOLUNTARY: usize = offset_of!(SchedEntity, accounting) + accounting::INVOLUNTARY_AT;
     /// Nanoseconds in a queue, 8 bytes.
     pub const WAIT: usize = offset_of!(SchedEntity, accounting) + accounting::WAIT_AT;
     /// Nanoseconds asleep, 8 bytes.
@@ -158,7 +176,6 @@ impl SchedEntity {
                 queue: AtomicU32::new(0),
                 params: ParamCells::new(&params),
                 rank: U8Cell::new(derived.rank as u8),
-                prio: U8Cell::new(params.tag().prio),
                 placed: U8Cell::new(derived.rank as u8),
                 slot: U32Cell::new(NO_SLOT),
                 fair: FairState::new(&derived),
@@ -168,8 +185,8 @@ impl SchedEntity {
                 key_order: U64Cell::new(0),
                 key_base: U64Cell::new(0),
                 last_cpu: U32Cell::new(0),
-                woken: U8Cell::new(0),
-                place_records: U16Cell::new(0),
+                arrival: U8Cell::new(0),
+                label: U32Cell::new(params.tag().bits() as u32),
                 accounting: Accounting::new(),
             }
         }
@@ -232,7 +249,7 @@ impl SchedEntity {
         let derived = Derived::of(&params, slice);
         self.params.set(&params);
         self.rank.set(derived.rank as u8);
-        self.prio.set(params.tag().prio);
+        self.show_as(params.tag());
         self.fair.reweight(derived.weight);
         self.fair.slice.set(derived.slice);
         self.fair.virtual_slice.set(derived.virtual_slice);
@@ -254,7 +271,13 @@ impl SchedEntity {
     /// Class and priority for trace records.
     #[inline]
     pub fn tag(&self) -> ClassTag {
-        ClassTag { prio: self.prio.get(), policy: self.params.policy.get() }
+        ClassTag::from_bits(u64::from(self.label.get()))
+    }
+
+    /// Has trace records say this of it: for an idle task, which has no class.
+    pub fn show_as(&self, tag: ClassTag) {
+        let records = self.label.get() & !(PLACE_RECORD - 1);
+        self.label.set(records | tag.bits() as u32);
     }
 
     /// How important it is beside what runs on other CPUs.
@@ -332,15 +355,21 @@ impl SchedEntity {
     /// wrapping. Called with the lock held of the run queue that the record tells of.
     #[inline]
     pub fn next_place_record(&self) -> u16 {
-        let seq = self.place_records.get();
-        self.place_records.set(seq.wrapping_add(1));
-        seq
+        self.next_place().0
+    }
+
+    /// [`next_place_record`](Self::next_place_record) and [`tag`](Self::tag), which nearly every such record has both.
+    #[inline(always)]
+    pub fn next_place(&self) -> (u16, ClassTag) {
+        let label = self.label.get();
+        self.label.set(label.wrapping_add(PLACE_RECORD));
+        ((label >> 16) as u16, ClassTag::from_bits(u64::from(label)))
     }
 
     /// How many numbers [`SchedEntity::next_place_record`] has given out, wrapping.
     #[inline]
     pub fn place_records(&self) -> u16 {
-        self.place_records.get()
+        (self.label.get() >> 16) as u16
     }
 
     /// The CPU whose budget pays for it as a deadline task.
@@ -358,22 +387,31 @@ impl SchedEntity {
     /// It enters a queue.
     #[inline]
     pub(crate) fn note_queued(&self, first: bool, woken: bool, now: Nanos) {
+        let mut how = self.arrival.get() | arrival::CAME;
         if woken {
             self.accounting.woken(now);
-            self.woken.set(1);
+            how |= arrival::WOKEN;
         } else if first {
             self.accounting.started(now);
         }
+        self.arrival.set(how);
+    }
+
+    /// It is about to be picked by a CPU that it has not been queued on.
+    #[inline]
+    pub(crate) fn note_came(&self) {
+        self.arrival.set(self.arrival.get() | arrival::CAME);
     }
 
     /// It was picked by `cpu`.
     #[inline]
     pub(crate) fn note_picked(&self, cpu: CpuId, now: Nanos) {
-        let woken = self.woken.get() != 0;
-        if woken {
-            self.woken.set(0);
+        let how = self.arrival.get();
+        self.accounting.picked(now, how & arrival::WOKEN != 0);
+        if how == 0 {
+            return; // it ran here before
         }
-        self.accounting.picked(now, woken);
+        self.arrival.set(0);
         let tag = cpu.0 + 1;
         let last = self.last_cpu.get();
         if last != tag {

@@ -328,11 +328,15 @@ impl ClassTag {
     /// The idle task.
     pub const IDLE: Self = Self { prio: 140, policy: 254 };
 
-    const fn bits(self) -> u64 {
+    /// Both as the 16 bits of a record.
+    #[inline]
+    pub(crate) const fn bits(self) -> u64 {
         self.prio as u64 | (self.policy as u64) << 8
     }
 
-    const fn from_bits(bits: u64) -> Self {
+    /// The way back.
+    #[inline]
+    pub(crate) const fn from_bits(bits: u64) -> Self {
         Self { prio: bits as u8, policy: (bits >> 8) as u8 }
     }
 }

@@ -242,12 +242,7 @@ impl<E: Entity> RunQueue<E> {
     #[inline(always)]
     pub fn enqueue(&mut self, e: E, why: EnqueueReason, now: Nanos) {
         match why {
-            EnqueueReason::Preempted | EnqueueReason::Yield => {
-                if e.sched().placed() == Rank::Normal {
-                    return normal!(&mut self.normal, policy => policy.enqueue(e, why, now));
-                }
-                self.insert(e, why, now);
-            }
+            EnqueueReason::Preempted | EnqueueReason::Yield => self.insert(e, why, now),
             EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => self.arrive(e, why, now),
         }
     }
@@ -326,6 +321,7 @@ impl<E: Entity> RunQueue<E> {
             sched.apply(self.slice);
         }
         sched.placed.set(Rank::Delegated as u8);
+        sched.note_came();
         self.current = Some(task.id());
         self.picked = now;
         sched.note_picked(self.cpu, now);
@@ -353,6 +349,28 @@ impl<E: Entity> RunQueue<E> {
         } else {
             self.put_prev_any(prev, ran, why);
         }
+    }
+
+    /// The current task leaves the CPU and stays runnable here, see [`Policy::put_back`]. True if it is one of the normal class.
+    #[inline(always)]
+    pub fn put_back(&mut self, prev: E, yields: bool, now: Nanos) -> bool {
+        let ran = now - self.picked;
+        self.current = None;
+        let sched = prev.sched();
+        sched.accounting().left(now, ran, yields);
+        let normal = sched.placed() == Rank::Normal;
+        if normal {
+            normal!(&mut self.normal, policy => policy.put_back(prev, ran, yields, now));
+        } else {
+            self.put_back_any(prev, ran, yields, now);
+        }
+        normal
+    }
+
+    #[inline(never)]
+    fn put_back_any(&mut self, prev: E, ran: Nanos, yields: bool, now: Nanos) {
+        self.above += 1;
+        in_class!(self, prev.sched().placed(), policy => policy.put_back(prev, ran, yields, now));
     }
 
     #[inline(never)]
@@ -387,6 +405,23 @@ impl<E: Entity> RunQueue<E> {
         } else {
             Some(Rank::Normal)
         }
+    }
+
+    /// Must `current` give way now that `woken` is enqueued? Charges it first if the two are of one class, whose comparison must not
+    /// rest on old figures: [`tick`](Self::tick) and [`wakeup_preempts`](Self::wakeup_preempts) in one.
+    #[inline]
+    pub fn gives_way(&mut self, current: &E, woken: &E, now: Nanos) -> bool {
+        let (running, waiting) = (current.sched().placed(), woken.sched().placed());
+        if running != waiting {
+            return waiting < running;
+        }
+        self.gives_way_to_equal(current, woken, now)
+    }
+
+    #[inline(never)]
+    fn gives_way_to_equal(&mut self, current: &E, woken: &E, now: Nanos) -> bool {
+        // Both: a tick charges.
+        self.tick(current, now) | self.wakeup_preempts(current, woken)
     }
 
     /// Should `woken`, just enqueued, run instead of `current` at once? After a [`tick`](Self::tick), see

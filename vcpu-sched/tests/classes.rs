@@ -337,6 +337,50 @@ proptest! {
         prop_assert_eq!(queued, [false; 10]);
     }
 
+    /// To put a task back is to take it off and enqueue it: the same tasks run, in the same order, with the same books.
+    #[test]
+    fn put_back_is_both_calls_in_one(
+        kind in prop::sample::select(PolicyKind::ALL.to_vec()),
+        classes in prop::collection::vec(params(), 1..6),
+        turns in prop::collection::vec((any::<bool>(), 0..8_000_000u64, any::<bool>()), 0..100),
+    ) {
+        let count = classes.len() as u32;
+        let mut queues = [RunQueue::new(CpuId(0), kind), RunQueue::new(CpuId(0), kind)];
+        for (number, class) in (0..).zip(&classes) {
+            for (queue, first) in queues.iter_mut().zip([0, count]) {
+                let task = Task::new(first + number);
+                task.sched().request(class);
+                queue.enqueue(task, EnqueueReason::New, Nanos::ZERO);
+            }
+        }
+        let mut now = Nanos::ZERO;
+        for (yields, passes, ticks) in turns {
+            let [in_one, in_two] = queues.each_mut().map(|queue| queue.pick_next(now));
+            prop_assert_eq!(in_one.map(|task| task.number() + count), in_two.map(|task| task.number()));
+            now += Nanos(passes);
+            let (Some(in_one), Some(in_two)) = (in_one, in_two) else {
+                queues.iter_mut().for_each(|queue| drop(queue.event(now)));
+                continue;
+            };
+            if ticks {
+                prop_assert_eq!(queues[0].tick(&in_one, now), queues[1].tick(&in_two, now));
+                now += Nanos(passes / 3);
+            }
+            let normal = queues[0].put_back(in_one, yields, now);
+            prop_assert_eq!(normal, in_one.sched().rank() == Rank::Normal);
+            let (put, why) = if yields {
+                (PutReason::Yield, EnqueueReason::Yield)
+            } else {
+                (PutReason::Preempted, EnqueueReason::Preempted)
+            };
+            queues[1].put_prev(&in_two, put, now);
+            queues[1].enqueue(in_two, why, now);
+            prop_assert_eq!(queues[0].len(), queues[1].len());
+            let [one, two] = [in_one, in_two].map(|task| task.sched().accounting().snapshot());
+            prop_assert_eq!(one, two);
+        }
+    }
+
     /// Each nanosecond of a task's life is counted once.
     #[test]
     fn accounts_add_up(steps in prop::collection::vec((0..3u8, 1..1_000_000u64), 0..100)) {
@@ -354,8 +398,7 @@ proptest! {
                     (running, asleep, switches) = (false, true, switches + 1);
                 }
                 (2, true, _) => {
-                    queue.put_prev(&task, PutReason::Preempted, now);
-                    queue.enqueue(task, EnqueueReason::Preempted, now);
+                    queue.put_back(task, false, now);
                     (running, switches) = (false, switches + 1);
                 }
                 (_, _, true) => {

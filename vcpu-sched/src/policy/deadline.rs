@@ -148,7 +148,11 @@ impl<E: Entity> Policy<E> for Deadline<E> {
         self.shelf.take(entry.slot)
     }
 
+    #[inline]
     fn pick_next(&mut self, now: Nanos) -> Option<E> {
+        if self.ready.len() == 0 && self.throttled.len() == 0 {
+            return None;
+        }
         self.event(now);
         self.charged = Nanos::ZERO;
         let first = self.ready.pop(&mut self.shelf.places)?;

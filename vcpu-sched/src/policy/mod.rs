@@ -18,7 +18,7 @@
 //!    that reason it calls [`put_prev`](Policy::put_prev), exactly once for each `pick_next`, which charges the rest of
 //!    its time. Then, by reason:
 //!    - preempted: `enqueue` with [`EnqueueReason::Preempted`];
-//!    - yielded: `enqueue` with [`EnqueueReason::Yield`];
+//!    - yielded: `enqueue` with [`EnqueueReason::Yield`]; both calls are one in [`put_back`](Policy::put_back);
 //!    - blocked, exited: nothing more. The policy has forgotten the task, but may have left something in the entity
 //!      (the lag of a sleeper) for its next `enqueue`.
 //! 5. **The next is picked**, which may be the same task again. If its affinity forbids this CPU
@@ -114,6 +114,18 @@ pub trait Policy<E: Entity> {
     /// A policy that doesn't charge time has nothing to do here.
     fn put_prev(&mut self, prev: &E, ran: Nanos, why: PutReason) {
         let _ = (prev, ran, why);
+    }
+
+    /// The current task gives way and stays: [`put_prev`](Policy::put_prev) and [`enqueue`](Policy::enqueue) in one, which is all that
+    /// this does unless a policy has a shorter way.
+    fn put_back(&mut self, prev: E, ran: Nanos, yields: bool, now: Nanos) {
+        let (put, why) = if yields {
+            (PutReason::Yield, EnqueueReason::Yield)
+        } else {
+            (PutReason::Preempted, EnqueueReason::Preempted)
+        };
+        self.put_prev(&prev, ran, put);
+        self.enqueue(prev, why, now);
     }
 
     /// The running `e`, which this policy never picked, is current from now on: its parameters have changed. It has run

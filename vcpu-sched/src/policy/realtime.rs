@@ -18,13 +18,19 @@ pub const RR_SLICE: Nanos = Nanos::from_millis(100);
 /// Lists by priority; that of priority 0 is always empty.
 const LEVELS: usize = 100;
 
+/// The highest of a set of priorities; 0 if it is empty.
+#[inline(always)]
+fn highest_of([low, high]: [u64; 2]) -> usize {
+    if high != 0 { 64 + high.ilog2() as usize } else { low.checked_ilog2().unwrap_or(0) as usize }
+}
+
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct Realtime<E> {
     nodes: Nodes<E>,
     levels: [List; LEVELS],
-    /// Bit p: somebody waits at priority p.
-    waiting: u128,
+    /// Somebody waits at priority p: bit p of both words together.
+    waiting: [u64; 2],
     len: usize,
     slice: Nanos,
     /// What of the current task's run is taken off its slice already.
@@ -40,13 +46,13 @@ impl<E: Entity> Realtime<E> {
     /// An empty queue with another slice for `SCHED_RR`.
     pub const fn with_slice(slice: Nanos) -> Self {
         let levels = [List::EMPTY; LEVELS];
-        Self { nodes: Nodes::new(), levels, waiting: 0, len: 0, slice, charged: Nanos::ZERO }
+        Self { nodes: Nodes::new(), levels, waiting: [0; 2], len: 0, slice, charged: Nanos::ZERO }
     }
 
     /// The highest priority that waits; 0 if none does.
     #[inline]
     pub fn highest(&self) -> u8 {
-        self.waiting.checked_ilog2().unwrap_or(0) as u8
+        highest_of(self.waiting) as u8
     }
 
     fn level(&self, e: &E) -> usize {
@@ -58,7 +64,7 @@ impl<E: Entity> Realtime<E> {
         if task.is_some() {
             self.len -= 1;
             if self.levels[level].is_empty() {
-                self.waiting &= !(1 << level);
+                self.waiting[level / 64] &= !(1 << (level % 64));
             }
         }
         task
@@ -97,7 +103,7 @@ impl<E: Entity> Policy<E> for Realtime<E> {
         } else {
             self.nodes.push_back(list, e);
         }
-        self.waiting |= 1 << level;
+        self.waiting[level / 64] |= 1 << (level % 64);
         self.len += 1;
     }
 
@@ -156,9 +162,9 @@ impl<E: Entity> Policy<E> for Realtime<E> {
     /// The most important task that is wanted.
     fn steal(&mut self, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
         let mut left = self.waiting;
-        while let Some(level) = left.checked_ilog2() {
-            left &= !(1 << level);
-            let level = level as usize;
+        while left != [0; 2] {
+            let level = highest_of(left);
+            left[level / 64] &= !(1 << (level % 64));
             let task = self.nodes.remove_first(&mut self.levels[level], &mut wanted);
             if task.is_some() {
                 return self.left(level, task);

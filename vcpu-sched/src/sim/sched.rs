@@ -132,11 +132,7 @@ impl<S: Sink> Machine<'_, S> {
         let queued = cpu.queue.len() as u32;
         cpu.figures.longest_queue = cpu.figures.longest_queue.max(queued);
         let preempts = match &cpu.current {
-            Some(current) => {
-                let current = current.clone();
-                let over = cpu.queue.tick(&current, now);
-                over || cpu.queue.wakeup_preempts(&current, &task)
-            }
+            Some(current) => cpu.queue.gives_way(current, &task, now),
             None => true,
         };
         let earlier = cpu.wanted_tick(now).is_some_and(|at| timer_before.is_none_or(|before| at < before));
@@ -152,8 +148,8 @@ impl<S: Sink> Machine<'_, S> {
             // It may run without a timer, or with a later one, and only it can arm its own.
             target != me && earlier && self.send_interrupt(me, target)
         };
-        let seq = task.sched.next_place_record();
-        let (id, tag, tsc) = (task.id, task.sched.tag(), now.0);
+        let (seq, tag) = task.sched.next_place();
+        let (id, tsc) = (task.id, now.0);
         let mut flags = if kicked { flag::KICKED } else { 0 };
         let record = match why {
             Arrival::New => Record::queued(Kind::New, tsc, id, seq, flags, waker, target, tag, queued),
@@ -273,7 +269,10 @@ impl<S: Sink> Machine<'_, S> {
 
     fn side(cpu: CpuId, task: Option<&TaskRef>) -> Side {
         match task {
-            Some(task) => Side { task: task.id, seq: task.sched.next_place_record(), class: task.sched.tag() },
+            Some(task) => {
+                let (seq, class) = task.sched.next_place();
+                Side { task: task.id, seq, class }
+            }
             None => Side { task: Self::idle_id(cpu), seq: 0, class: ClassTag::IDLE },
         }
     }
@@ -289,14 +288,8 @@ impl<S: Sink> Machine<'_, S> {
             Action::Enqueue => {
                 // A block that a wake-up overtook is no yield: the task asked for nothing and must not be made to pay.
                 let yields = event == Event::Deschedule && !wanted_to_block;
-                let (put, why) = if yields {
-                    (PutReason::Yield, EnqueueReason::Yield)
-                } else {
-                    (PutReason::Preempted, EnqueueReason::Preempted)
-                };
                 if prev.allowed_on(me) {
-                    cpu.queue.put_prev(prev, put, now);
-                    cpu.queue.enqueue(prev.clone(), why, now);
+                    cpu.queue.put_back(prev.clone(), yields, now);
                 } else {
                     // It may not stay here: its successor sends it on.
                     cpu.queue.put_prev(prev, PutReason::Migrate, now);

@@ -28,7 +28,7 @@ impl OneCpu {
         self.queue.enqueue(task, why, self.now);
         let gives_way = match self.current {
             None => true,
-            Some(current) => self.queue.tick(&current, self.now) || self.queue.wakeup_preempts(&current, &task),
+            Some(current) => self.queue.gives_way(&current, &task, self.now),
         };
         if gives_way {
             self.schedule(PutReason::Preempted);
@@ -38,11 +38,11 @@ impl OneCpu {
     /// `schedule()` with this reason for the task that leaves.
     pub fn schedule(&mut self, why: PutReason) {
         if let Some(prev) = self.current.take() {
-            self.queue.put_prev(&prev, why, self.now);
             match why {
-                PutReason::Preempted => self.queue.enqueue(prev, EnqueueReason::Preempted, self.now),
-                PutReason::Yield => self.queue.enqueue(prev, EnqueueReason::Yield, self.now),
-                PutReason::Block | PutReason::Exit | PutReason::Migrate => {}
+                PutReason::Preempted | PutReason::Yield => {
+                    self.queue.put_back(prev, why == PutReason::Yield, self.now);
+                }
+                PutReason::Block | PutReason::Exit | PutReason::Migrate => self.queue.put_prev(&prev, why, self.now),
             }
         }
         self.current = self.queue.pick_next(self.now);

@@ -13,8 +13,8 @@ pub(super) struct Average {
     weight: u64,
 }
 
-/// How far `zero` may stay behind: 18 minutes of virtual time.
-const FAR: u64 = 1 << 40;
+/// How far `zero` may be from a member, as a power of two: 18 minutes of virtual time.
+const FAR: u32 = 40;
 
 impl Average {
     pub(super) const fn new() -> Self {
@@ -69,7 +69,8 @@ impl Average {
     /// Moves the zero near to a member's `vruntime`, if it is far from it. Changes nothing else.
     #[inline(always)]
     pub(super) fn follow(&mut self, vruntime: u64) {
-        if self.distance(vruntime).unsigned_abs() > FAR {
+        // A shift, so that one comparison sees both sides.
+        if !matches!(self.distance(vruntime) >> FAR, 0 | -1) {
             self.move_zero(vruntime);
         }
     }

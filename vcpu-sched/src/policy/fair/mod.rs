@@ -174,6 +174,36 @@ impl<E: Entity> Fair<E> {
         }
     }
 
+    /// [`charge`](Self::charge) for a current task that gives up its request: what is left of it counts as run.
+    ///
+    /// Linux spares those that are not eligible at that moment (they give way anyway), with the effect that of three tasks that
+    /// yield in turn one gets 40 %. A task is eligible when it is picked, so it gets no further ahead than a slice either way; while
+    /// pushing only the deadline would let it push it out of sight.
+    #[inline(always)]
+    fn charge_request(&mut self, current: &E, ran: Nanos) {
+        let fair = &current.sched().fair;
+        let delta = ran.0.saturating_sub(self.charged);
+        self.charged = ran.0;
+        let weight = fair.weight.get();
+        let (vruntime, mut deadline) = (fair.vruntime.get(), fair.deadline.get());
+        let reached = vruntime.wrapping_add(weight::virtual_time(delta, weight, fair.inverse.get()));
+        let request = fair.virtual_slice.get();
+        if !before(reached, deadline) {
+            deadline = reached.wrapping_add(request); // that one is fulfilled, and the next given up
+        }
+        self.average.advance(deadline.wrapping_sub(vruntime), weight);
+        fair.vruntime.set(deadline);
+        fair.deadline.set(deadline.wrapping_add(request));
+    }
+
+    /// The current task is among the others from now on.
+    #[inline(always)]
+    fn give_back(&mut self, e: E) {
+        if let Some(other) = self.returning.replace(e) {
+            self.link(other); // it returned when something of a higher class ran next
+        }
+    }
+
     /// Makes a task a member, behind or ahead of the average as it was when it left.
     fn place(&mut self, fair: &FairState, why: EnqueueReason) {
         let weight = fair.weight.get();
@@ -290,23 +320,13 @@ impl<E: Entity> Fair<E> {
 impl<E: Entity> Policy<E> for Fair<E> {
     #[inline(always)]
     fn enqueue(&mut self, e: E, why: EnqueueReason, _now: Nanos) {
-        let fair = &e.sched().fair;
         match why {
-            EnqueueReason::Preempted => {}
+            EnqueueReason::Preempted => self.give_back(e),
             EnqueueReason::Yield => {
-                // What is left of the request counts as run. Linux spares those that are not eligible at that moment
-                // (they give way anyway), with the effect that of three tasks that yield in turn one gets 40 %. A task
-                // is eligible when it is picked, so it gets no further ahead than a slice either way; while pushing
-                // only the deadline would let it push it out of sight.
-                let (vruntime, deadline) = (fair.vruntime.get(), fair.deadline.get());
-                self.average.advance(deadline.wrapping_sub(vruntime), fair.weight.get());
-                fair.vruntime.set(deadline);
-                fair.deadline.set(deadline.wrapping_add(fair.virtual_slice.get()));
+                self.charge_request(&e, Nanos(self.charged)); // its time is charged already
+                self.give_back(e);
             }
-            EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => return self.arrive(e, why),
-        }
-        if let Some(other) = self.returning.replace(e) {
-            self.link(other); // it returned when something of a higher class ran next
+            EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => self.arrive(e, why),
         }
     }
 
@@ -336,6 +356,16 @@ impl<E: Entity> Policy<E> for Fair<E> {
             PutReason::Preempted | PutReason::Yield => {}
             PutReason::Block | PutReason::Exit | PutReason::Migrate => self.leave(&prev.sched().fair, why),
         }
+    }
+
+    #[inline(always)]
+    fn put_back(&mut self, prev: E, ran: Nanos, yields: bool, _now: Nanos) {
+        if yields {
+            self.charge_request(&prev, ran);
+        } else {
+            self.charge(&prev, ran);
+        }
+        self.give_back(prev);
     }
 
     fn adopt(&mut self, e: &E, ran: Nanos, _now: Nanos) {
