@@ -1,6 +1,6 @@
 //! What tasks cost on the host, one thread each, beside three published executors: `async-executor` (with
 //! `async-channel`), `tokio`'s current-thread runtime and `embassy-executor`, which brings neither joining nor a
-//! channel, and uses ours of the latter. Run with `cargo bench -p vcpu-sched --bench runtime`.
+//! channel, and uses ours of the latter. Run with `cargo bench -p vcpu-sched-bench-runtime`.
 //!
 //! Every figure is the time of [`BATCH`] operations, entering and leaving the executor included: microseconds of it are
 //! nanoseconds of one. `spawn_and_join` makes tasks one after the other, each awaited; `spawn_many` makes all, then
