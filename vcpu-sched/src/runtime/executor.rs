@@ -98,6 +98,11 @@ impl<P: Platform> Runtime<P> {
         self.cpus.iter().for_each(|cpu| cpu.shard.for_each(&mut f));
     }
 
+    /// The same for reports of a crash: a list that somebody has locked is left out.
+    pub fn try_for_each_task(&self, mut f: impl FnMut(TaskInfo)) {
+        self.cpus.iter().for_each(|cpu| cpu.shard.try_for_each(&mut f));
+    }
+
     /// Cancels all tasks there are. Their futures are dropped by the workers, each when its poll is over.
     pub fn cancel_all(&self) {
         self.cpus.iter().for_each(|cpu| cpu.shard.cancel_all());

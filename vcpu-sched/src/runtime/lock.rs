@@ -20,6 +20,9 @@ pub unsafe trait RawLock: Send + Sync + 'static {
     /// Waits until the lock is ours.
     fn acquire(&self) -> Self::Saved;
 
+    /// Takes it if it is open: for reports of a crash, which may have come upon its holder.
+    fn try_acquire(&self) -> Option<Self::Saved>;
+
     /// Gives it back.
     ///
     /// # Safety
@@ -62,6 +65,11 @@ unsafe impl RawLock for Spin {
         }
     }
 
+    fn try_acquire(&self) -> Option<()> {
+        // Acquire: as above.
+        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).ok().map(drop)
+    }
+
     #[inline]
     unsafe fn release(&self, (): ()) {
         // Release: for whoever acquires next.
@@ -84,6 +92,17 @@ impl<T, R: RawLock> Lock<T, R> {
     /// Does `f` with the lock held. No guard: what is inside can't be held on to by mistake.
     #[inline]
     pub(crate) fn with<O>(&self, f: impl FnOnce(&mut T) -> O) -> O {
+        self.holding(self.raw.acquire(), f)
+    }
+
+    /// The same if it is open.
+    pub(crate) fn try_with<O>(&self, f: impl FnOnce(&mut T) -> O) -> Option<O> {
+        Some(self.holding(self.raw.try_acquire()?, f))
+    }
+
+    /// Does `f`, and opens the lock, which is ours.
+    #[inline(always)]
+    fn holding<O>(&self, saved: R::Saved, f: impl FnOnce(&mut T) -> O) -> O {
         /// Opens the lock also if `f` panics, on a host.
         struct Held<'a, R: RawLock>(&'a R, Option<R::Saved>);
 
@@ -97,7 +116,7 @@ impl<T, R: RawLock> Lock<T, R> {
             }
         }
 
-        let _held = Held(&self.raw, Some(self.raw.acquire()));
+        let _held = Held(&self.raw, Some(saved));
         // SAFETY: the lock is ours.
         unsafe { self.value.with(f) }
     }

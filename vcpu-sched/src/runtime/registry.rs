@@ -29,6 +29,19 @@ struct List {
 // SAFETY: the pointers are followed only with the lock held, and headers may be used from any thread.
 unsafe impl Send for List {}
 
+impl List {
+    fn for_each(&self, mut f: impl FnMut(TaskInfo)) {
+        let mut at = self.first;
+        while let Some(task) = at {
+            // SAFETY: the lock is held, so all links of this list are ours; all its tasks are alive.
+            let header = unsafe { task.as_ref() };
+            f(TaskInfo { location: header.location(), state: header.state.load(), cpu: header.cpu.get() });
+            // SAFETY: as above.
+            at = unsafe { header.links.with(|links| links.next) };
+        }
+    }
+}
+
 /// The tasks that one CPU spawned.
 pub(super) struct Shard<R: RawLock>(Lock<List, R>);
 
@@ -80,17 +93,13 @@ impl<R: RawLock> Shard<R> {
     }
 
     /// Shows each task to `f`, newest first, with the lock held: `f` must be short, and not spawn.
-    pub(super) fn for_each(&self, mut f: impl FnMut(TaskInfo)) {
-        self.0.with(|list| {
-            let mut at = list.first;
-            while let Some(task) = at {
-                // SAFETY: as in `link`.
-                let header = unsafe { task.as_ref() };
-                f(TaskInfo { location: header.location(), state: header.state.load(), cpu: header.cpu.get() });
-                // SAFETY: as in `link`.
-                at = unsafe { header.links.with(|links| links.next) };
-            }
-        });
+    pub(super) fn for_each(&self, f: impl FnMut(TaskInfo)) {
+        self.0.with(|list| list.for_each(f));
+    }
+
+    /// The same, unless somebody has the lock.
+    pub(super) fn try_for_each(&self, f: impl FnMut(TaskInfo)) {
+        _ = self.0.try_with(|list| list.for_each(f));
     }
 
     /// Cancels each task, with the lock held: queues take no lock, and no future is dropped here.
