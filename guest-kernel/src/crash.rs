@@ -100,6 +100,17 @@ fn backtrace(mut rbp: u64) {
     }
 }
 
+/// Tasks without a stack, as many as a report has room for. A list that somebody had locked is left out.
+fn futures() {
+    let mut left = 16;
+    crate::runtime::try_for_each(|task| {
+        if left > 0 {
+            left -= 1;
+            log::emergency(format_args!("  future {:?} on CPU {}, spawned at {}", task.state, task.cpu, task.location));
+        }
+    });
+}
+
 fn frame_line(addr: u64) {
     match crate::symbols::lookup(addr) {
         Some((name, offset)) => {
@@ -185,6 +196,7 @@ pub fn kernel_exception(frame: &TrapFrame, cr2: u64) -> ! {
     registers(frame, cr2);
     frame_line(frame.rip);
     backtrace(frame.rbp);
+    futures();
     trace::print_last(cpu::this());
     debug_exit(Exit::Panic)
 }
@@ -212,6 +224,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     }
     who();
     backtrace(instr::frame_pointer());
+    futures();
     trace::print_last(cpu::this());
     debug_exit(Exit::Panic)
 }

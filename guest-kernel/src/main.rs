@@ -22,8 +22,12 @@ mod directory;
 mod linux;
 mod log;
 mod mm;
+// What no service of the kernel needs yet is there for those that will, and for the tests.
+#[allow(dead_code, unused_imports)]
 mod rcu;
 mod requests;
+// As `rcu`.
+#[allow(dead_code, unused_imports)]
 mod runtime;
 mod sched;
 #[cfg(feature = "selftest")]
@@ -74,6 +78,8 @@ extern "C" fn second_stage() -> ! {
     time::init();
     rcu::init(madt.apic_ids.len());
     task::table::init();
+    #[cfg(feature = "linux")]
+    linux::init_tables();
     sched::init();
     time::wall::init();
     cpu::topology::init(info.rsdp, &madt.apic_ids);

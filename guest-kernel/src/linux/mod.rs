@@ -16,4 +16,5 @@ mod strace;
 mod syscall;
 mod vdso;
 
+pub use process::table::init as init_tables;
 pub use start::start;

@@ -9,11 +9,15 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering;
+#[cfg(feature = "selftest")]
+use core::sync::atomic::{AtomicPtr, AtomicU32};
 
 use super::layout::{PAGE_SHIFT, PAGE_SIZE};
 use super::{PhysAddr, frame};
 use crate::cpu;
 use crate::sync::SpinLock;
+#[cfg(feature = "selftest")]
+use crate::task::Task;
 use crate::task::work;
 
 /// Object sizes. Powers of two and the halves between, so at most a third is lost.
@@ -189,6 +193,38 @@ pub fn most_listed(sizes: &[usize]) -> u32 {
     sizes.iter().filter_map(|size| class_of(*size, 1)).map(|class| LIST_MAX[class]).sum()
 }
 
+/// How often this task has asked the heap for memory: for tests that want none. Interrupts that came upon it count, too.
+#[cfg(feature = "selftest")]
+pub static WATCHED: AllocationCounter =
+    AllocationCounter { task: AtomicPtr::new(null_mut()), count: AtomicU32::new(0) };
+
+/// See [`WATCHED`].
+#[cfg(feature = "selftest")]
+pub struct AllocationCounter {
+    task: AtomicPtr<Task>,
+    count: AtomicU32,
+}
+
+#[cfg(feature = "selftest")]
+impl AllocationCounter {
+    /// Counts what the current task does in `f`. One at a time.
+    pub fn during<T>(&self, f: impl FnOnce() -> T) -> (T, u32) {
+        self.count.store(0, Ordering::Relaxed);
+        self.task.store(cpu::current_task(), Ordering::Relaxed);
+        let result = f();
+        self.task.store(null_mut(), Ordering::Relaxed);
+        (result, self.count.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(feature = "selftest")]
+fn count() {
+    let watched = WATCHED.task.load(Ordering::Relaxed);
+    if !watched.is_null() && watched == cpu::current_task() {
+        WATCHED.count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Index of the smallest class that holds the layout, or `None` for a block of frames.
 const fn class_of(size: usize, align: usize) -> Option<usize> {
     let mut i = 0;
@@ -264,6 +300,8 @@ pub struct KernelHeap;
 // SAFETY: every object comes from one frame block that the heap owns, and is on no list while it is handed out.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        #[cfg(feature = "selftest")]
+        count();
         let Some(class) = class_for(layout) else {
             low_memory_check();
             return frame::alloc_for_heap(block_order(layout)).map_or(null_mut(), |p| p.as_ptr());

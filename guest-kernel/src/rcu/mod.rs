@@ -17,7 +17,7 @@ mod service;
 use core::sync::atomic::Ordering;
 
 use vcpu_sched::ids::{CpuId, Nanos};
-use vcpu_sched::rcu::{Domain, Guard, InReader, RcuPlatform};
+use vcpu_sched::rcu::{Backlog, Domain, Guard, InReader, RcuPlatform};
 
 use crate::cpu::{self, Cpu};
 use crate::runtime::KernelLock;
@@ -109,12 +109,17 @@ pub fn read() -> Guard<'static, Kernel> {
     domain().read()
 }
 
-/// An updater has left garbage that only has to be freed: if there is a heap of it, looks after it. Task context, outside of readers.
-pub fn tidy() {
+/// An updater has left garbage that only has to be freed: if there is a heap of it, looks after it, and has the [`service`](mod@service) do so
+/// if there is too much. Task context, outside of readers.
+pub fn tidy(backlog: Backlog) {
     let domain = domain();
     if domain.pending() >= BATCH {
         _ = domain.advance();
         domain.run_callbacks(2 * BATCH as usize);
+    }
+    // Without memory for its task the next updater tries again.
+    if backlog == Backlog::Full && service::ask().is_err() {
+        crate::warn!("RCU: {} callbacks wait, and there is no memory for the task that runs them", domain.pending());
     }
 }
 

@@ -6,7 +6,6 @@ use alloc::boxed::Box;
 use core::future::poll_fn;
 use core::pin::pin;
 use core::sync::atomic::{AtomicPtr, Ordering};
-use core::task::Poll;
 
 use vcpu_sched::ids::Nanos;
 use vcpu_sched::rcu::{Backlog, Domain};
@@ -71,6 +70,15 @@ fn look(domain: &Domain<Kernel>) {
     if let Some(stall) = domain.advance().stall {
         crate::warn!("RCU: period {} has been waiting for CPUs {} for {}", stall.period, stall.cpus, stall.waited);
     }
+}
+
+/// Has the task look.
+///
+/// # Errors
+/// [`OutOfMemory`], for the task.
+pub fn ask() -> Result<(), OutOfMemory> {
+    get()?.notify_one();
+    Ok(())
 }
 
 /// Waits until all readers of now have gone.

@@ -12,11 +12,37 @@ use core::pin::Pin;
 use core::sync::atomic::Ordering;
 use core::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
-use super::park::{park, unpark};
+use vcpu_sched::events::WaitReason;
+
+use super::park::{park, park_for, unpark};
+use crate::sync::Interrupted;
 use crate::task::{Task, current};
 
 /// Polls a future until it has its output, and sleeps while it has none.
 pub fn block_on<F: Future>(future: F) -> F::Output {
+    on_this_stack(future, wait)
+}
+
+/// The same for a program's system call: ends when the task has a signal, too. `why` and `number` tell what it waits for.
+///
+/// # Errors
+/// [`Interrupted::Signal`]; the future is dropped.
+pub fn interruptible<F: Future>(why: WaitReason, number: u64, future: F) -> Result<F::Output, Interrupted> {
+    on_this_stack(future, |future| {
+        let me = current();
+        let park = || {
+            if me.is_interrupted() {
+                return Err(Interrupted::Signal);
+            }
+            park_for(why, number, || me.is_interrupted());
+            Ok(())
+        };
+        poll_until(future, park)
+    })
+}
+
+/// Lends a future to `f` where every CPU sees it at the same address: on this task's stack, by the direct map's name.
+fn on_this_stack<F: Future, O>(future: F, f: impl FnOnce(Pin<&mut F>) -> O) -> O {
     let mut place = MaybeUninit::<F>::uninit();
     let name = current().block.stack_alias(place.as_mut_ptr().expose_provenance() as u64);
     let Some(name) = name else { panic!("a future that is waited for outside of a task's stack") };
@@ -33,27 +59,45 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     unsafe { shared.write(future) };
     let end = End(shared);
     // SAFETY: it lies in `place`, which stays where it is, until `end` drops it.
-    let output = wait(unsafe { Pin::new_unchecked(&mut *shared) });
+    let output = f(unsafe { Pin::new_unchecked(&mut *shared) });
     drop(end);
     // The compiler knows of no use of `place` after its address was taken: this is one.
     core::hint::black_box(&mut place);
     output
 }
 
-/// The same for a future that lies in the heap.
-pub(super) fn wait<F: Future>(mut future: Pin<&mut F>) -> F::Output {
+/// [`block_on`] for a future that lies in the heap.
+pub(super) fn wait<F: Future>(future: Pin<&mut F>) -> F::Output {
+    let output = poll_until(future, || {
+        park();
+        Ok::<(), Never>(())
+    });
+    match output {
+        Ok(output) => output,
+        Err(never) => match never {},
+    }
+}
+
+/// There is none.
+enum Never {}
+
+/// Polls a future until it has its output, or `park`, which is to sleep until there is a token for this task, gives up.
+fn poll_until<F: Future, E>(mut future: Pin<&mut F>, mut park: impl FnMut() -> Result<(), E>) -> Result<F::Output, E> {
     let me = current().to_arc();
     let waker = lend_waker(&me);
     loop {
         // Cleared before the poll: a wake-up during it counts. Acquire: with what was done for us.
         me.token.swap(false, Ordering::Acquire);
-        let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
-        if let Poll::Ready(output) = polled {
-            // The token may have been another's, who waits further up on this stack and polls us: it looks again.
-            me.token.store(true, Ordering::Release);
-            return output;
-        }
-        park();
+        let polled = match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => match park() {
+                Ok(()) => continue,
+                Err(e) => Err(e),
+            },
+        };
+        // The token may have been another's, who waits further up on this stack and polls us: it looks again.
+        me.token.store(true, Ordering::Release);
+        return polled;
     }
 }
 

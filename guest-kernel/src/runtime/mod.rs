@@ -26,7 +26,7 @@ use vcpu_sched::runtime::{JoinHandle, TaskInfo};
 
 use crate::mm::frame::OutOfMemory;
 
-pub use block_on::block_on;
+pub use block_on::{block_on, interruptible};
 pub use platform::{Kernel, KernelLock, Runtime, executor, get};
 pub use stackful::stackful;
 
@@ -44,6 +44,13 @@ where
     match get() {
         Ok(runtime) => Ok(runtime.spawn(future)),
         Err(e) => Err(e),
+    }
+}
+
+/// The same from a crash: lists that somebody has locked are left out.
+pub fn try_for_each(f: impl FnMut(TaskInfo)) {
+    if let Some(runtime) = platform::started() {
+        runtime.try_for_each_task(f);
     }
 }
 

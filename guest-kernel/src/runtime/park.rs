@@ -21,16 +21,22 @@ use crate::trace;
 
 /// Sleeps until there is a token, and takes it. May return without one.
 pub fn park() {
+    park_for(WaitReason::Other, 0, || false);
+}
+
+/// The same, told to who looks: for what, and which. Doesn't sleep if `look` says so, which is asked once the task has announced that it
+/// blocks; whoever changes what it looks at wakes the task afterwards.
+pub(super) fn park_for(why: WaitReason, number: u64, look: impl FnOnce() -> bool) {
     let me = current();
-    me.set_wait_reason(WaitReason::Other);
+    me.set_wait_reason(why);
     let block = me.state.apply(Event::Block);
     debug_assert!(block.is_ok());
     // SeqCst: a locked exchange after the announcement, see the module's text. Acquire: what was done for us is seen.
-    if me.token.swap(false, Ordering::SeqCst) {
+    if me.token.swap(false, Ordering::SeqCst) || look() {
         _ = me.state.apply(Event::CancelBlock);
         return;
     }
-    trace::block(WaitReason::Other, 0);
+    trace::block(why, number);
     sched::block();
     // As above.
     me.token.swap(false, Ordering::SeqCst);

@@ -14,7 +14,7 @@ use vcpu_sched::ids::CpuId;
 use vcpu_sched::runtime::lock::RawLock;
 use vcpu_sched::runtime::{MAX_EXECUTORS, Platform};
 
-use super::{park, time};
+use super::park;
 use crate::arch::instr;
 use crate::cpu;
 use crate::mm::frame::OutOfMemory;
@@ -52,6 +52,12 @@ unsafe impl RawLock for KernelLock {
         let irq = IrqGuard::new();
         core::mem::forget(self.0.lock_irqs_off());
         irq
+    }
+
+    fn try_acquire(&self) -> Option<IrqGuard> {
+        let irq = IrqGuard::new();
+        core::mem::forget(self.0.try_lock()?);
+        Some(irq)
     }
 
     #[inline]
@@ -122,9 +128,8 @@ fn start() -> Result<&'static Runtime, OutOfMemory> {
     }
     let cpus = cpu::count().min(MAX_EXECUTORS);
     let executors = (0..cpus).map(new_executor).collect::<Result<Vec<_>, _>>()?;
-    time::init(cpus);
     let runtime = Box::leak(Box::new(Runtime::new(Kernel, cpus)));
-    // Release: whoever finds it finds it whole, and the timers.
+    // Release: whoever finds it finds it whole.
     RUNTIME.store(runtime, Ordering::Release);
     for (place, task) in EXECUTORS.iter().zip(executors) {
         // Release: as above.

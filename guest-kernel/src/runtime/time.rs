@@ -20,7 +20,7 @@ use crate::time;
 
 type CpuSleepers = Timers<CpuClock, KernelLock>;
 
-/// One for each CPU that has an executor, as a slice that is never freed. Set once, by [`init`].
+/// One for each CPU, never freed. Set once, by [`make`], when somebody sleeps for the first time.
 static SLEEPERS: AtomicPtr<Vec<CpuSleepers>> = AtomicPtr::new(core::ptr::null_mut());
 
 /// The timer of the CPU that asks.
@@ -37,29 +37,40 @@ impl Clock for CpuClock {
     }
 }
 
-/// Makes the heaps. Once, before the runtime is there.
-pub(super) fn init(cpus: u32) {
-    let sleepers = (0..cpus).map(|_| Timers::new(CpuClock)).collect::<Vec<_>>();
-    // Release: who finds them finds them whole.
-    SLEEPERS.store(Box::leak(Box::new(sleepers)), Ordering::Release);
+/// All CPUs' heaps, if anybody ever slept.
+fn made() -> Option<&'static [CpuSleepers]> {
+    // Acquire: see `make`. SAFETY: leaked there.
+    unsafe { SLEEPERS.load(Ordering::Acquire).as_ref() }.map(Vec::as_slice)
 }
 
-/// The sleepers of a CPU; a CPU without an executor uses another's, whose timer it arms by its own: it only has to be somebody's, see
-/// [`expire`].
-fn sleepers_of(cpu: &Cpu) -> Option<&'static CpuSleepers> {
-    // Acquire: see `init`. SAFETY: leaked there.
-    let all = unsafe { SLEEPERS.load(Ordering::Acquire).as_ref() }?;
-    all.get(cpu.id.index() % all.len().max(1))
+/// Makes the heaps, once.
+#[cold]
+fn make() -> Option<&'static [CpuSleepers]> {
+    let sleepers = (0..cpu::count()).map(|_| Timers::new(CpuClock)).collect::<Vec<_>>();
+    let sleepers = Box::into_raw(Box::new(sleepers));
+    // Release: who finds them finds them whole. Acquire: so do we if another CPU was first.
+    let made_now =
+        SLEEPERS.compare_exchange(core::ptr::null_mut(), sleepers, Ordering::AcqRel, Ordering::Acquire).is_ok();
+    if !made_now {
+        // SAFETY: made above, and nobody has seen it.
+        drop(unsafe { Box::from_raw(sleepers) });
+    }
+    made()
+}
+
+/// Which of them a CPU uses.
+fn of_cpu<'a>(all: &'a [CpuSleepers], cpu: &Cpu) -> Option<&'a CpuSleepers> {
+    all.get(cpu.id.index())
 }
 
 /// This CPU's timer was armed for its sleepers, and their time has come. Interrupts are off.
 pub fn expire(me: &Cpu) {
-    if let Some(sleepers) = sleepers_of(me) {
+    if let Some(sleepers) = made().and_then(|all| of_cpu(all, me)) {
         sleepers.expire();
     }
 }
 
-/// Waits until a time of the monotonic clock. To be polled by a task of the runtime, or by `block_on` once there is a runtime.
+/// Waits until a time of the monotonic clock. To be polled in task context.
 #[must_use = "a future does nothing until it is polled"]
 pub struct Sleep {
     deadline: Nanos,
@@ -75,16 +86,12 @@ impl Future for Sleep {
         let this = unsafe { self.get_unchecked_mut() };
         let _irq = IrqGuard::new();
         if this.sleeper.is_none() {
-            let Some(sleepers) = sleepers_of(cpu::this()) else {
-                // Nobody has made them: the caller polls without a runtime. It is asked to come again until the time has passed.
-                return if time::now() >= this.deadline {
-                    Poll::Ready(())
-                } else {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                };
+            let all = made().or_else(make);
+            // All CPUs that there are have been counted when the first task sleeps, so each has its own.
+            let Some(own) = all.and_then(|all| of_cpu(all, cpu::this())) else {
+                panic!("CPU {} came after the sleepers", cpu::this().id.0)
             };
-            this.sleeper = Some(sleepers.sleep_until(this.deadline));
+            this.sleeper = Some(own.sleep_until(this.deadline));
         }
         match &mut this.sleeper {
             // SAFETY: pinned with us.

@@ -9,6 +9,7 @@ mod crash;
 mod memory;
 mod policies;
 mod races;
+mod rcu;
 mod runtime;
 mod scheduling;
 mod shootdown;
@@ -50,7 +51,7 @@ macro_rules! check {
 }
 use check;
 
-const GROUPS: [&[Test]; 10] = [
+const GROUPS: [&[Test]; 11] = [
     memory::TESTS,
     scheduling::TESTS,
     races::TESTS,
@@ -60,6 +61,7 @@ const GROUPS: [&[Test]; 10] = [
     timing::TESTS,
     runtime::TASKS,
     runtime::STACKS,
+    rcu::TESTS,
     crash::TESTS,
 ];
 

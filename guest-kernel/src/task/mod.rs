@@ -5,6 +5,7 @@
 //! - [`Task::state`] says what may happen to the task, [`Task::on_cpu`] whether some CPU still stands on its stack.
 //! - Only the task itself, while it runs, changes its address space and its user registers.
 
+pub mod backtrace;
 pub mod current;
 pub mod listing;
 mod name;

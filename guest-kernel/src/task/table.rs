@@ -54,7 +54,7 @@ pub fn allocate_id() -> TaskId {
             NEXT.store(2, Ordering::Relaxed);
             continue;
         }
-        if !TASKS.get().is_some_and(|tasks| tasks.get(&rcu::read(), id).is_some()) {
+        if TASKS.get().is_none_or(|tasks| tasks.get(&rcu::read(), id).is_none()) {
             return TaskId(id);
         }
     }
@@ -79,16 +79,15 @@ pub fn insert(task: &Arc<Task>) {
 
 /// Takes a task off the list.
 pub fn remove(id: TaskId) {
-    // A full backlog: the domain has asked all CPUs already, and `tidy` frees what is over. An end can't wait for readers.
     let removed = TASKS.get().and_then(|tasks| {
         // Relaxed: whoever takes the entry out is alone here, after the lock that it was changed under.
         tasks.remove(id.0, |entry| (entry.own.swap(core::ptr::null_mut(), Ordering::Relaxed), entry.slot))
     });
-    if let Some(((own, slot), _)) = removed {
+    if let Some(((own, slot), backlog)) = removed {
         LISTING.lock().remove(slot);
         // SAFETY: made by `insert`; whoever takes the entry out takes it, once.
         drop(unsafe { Arc::from_raw(own.cast_const()) });
-        rcu::tidy();
+        rcu::tidy(backlog);
     }
 }
 

@@ -4,14 +4,15 @@
 //! waited for; its parent, if it has one, is listed too; `ppid`, `pgid` and `sid` change only with the table locked.
 
 use alloc::collections::BTreeMap;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
 use super::Process;
 use crate::linux::errno::Errno;
-use crate::sync::SpinLock;
+use crate::rcu::{self, RcuMap};
+use crate::sync::{BootCell, SpinLock};
 
 struct Node {
     process: Arc<Process>,
@@ -21,9 +22,19 @@ struct Node {
 /// Guards the map and the relations named above.
 static TABLE: SpinLock<BTreeMap<u32, Node>> = SpinLock::new(BTreeMap::new());
 
+/// Those who are listed, for look-ups without the lock. Changed with the table locked.
+static BY_NUMBER: BootCell<RcuMap<Weak<Process>>> = BootCell::new();
+/// Chains of it: with fewer processes than that, nearly each has its own.
+const CHAINS: usize = 128;
+
+/// Makes the table. Boot CPU, once RCU is there.
+pub fn init() {
+    BY_NUMBER.set(RcuMap::new(rcu::domain(), CHAINS));
+}
+
 /// The process with this number, zombies included.
 pub fn find(pid: u32) -> Option<Arc<Process>> {
-    TABLE.lock().get(&pid).map(|n| n.process.clone())
+    BY_NUMBER.get()?.get(&rcu::read(), pid)?.upgrade()
 }
 
 /// How many there are.
@@ -57,6 +68,9 @@ pub fn insert(process: &Arc<Process>) {
         Some(parent) => parent.children.push(process.pid),
         None => process.ppid.store(0, Ordering::Relaxed),
     }
+    if BY_NUMBER.get().is_none_or(|all| all.insert(process.pid, Arc::downgrade(process)).is_err()) {
+        panic!("two processes with the number {}", process.pid);
+    }
     t.insert(process.pid, Node { process: process.clone(), children: Vec::new() });
 }
 
@@ -68,6 +82,8 @@ pub fn remove(pid: u32) -> Option<Arc<Process>> {
 
 fn remove_locked(t: &mut BTreeMap<u32, Node>, pid: u32) -> Option<Arc<Process>> {
     let node = t.remove(&pid)?;
+    // Its garbage is seen to when a task ends.
+    _ = BY_NUMBER.get().and_then(|all| all.remove(pid, |_| ()));
     if let Some(parent) = t.get_mut(&node.process.ppid()) {
         parent.children.retain(|c| *c != pid);
     }

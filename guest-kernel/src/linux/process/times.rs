@@ -9,8 +9,8 @@ use super::thread::Restart;
 use super::{Thread, cpu_clock, futex, table};
 use crate::linux::errno::{Errno, SysResult};
 use crate::mm::user;
+use crate::runtime;
 use crate::sched;
-use crate::sync::{Interrupted, WaitQueue};
 use crate::task::{Task, current};
 use crate::time::{self, shown};
 
@@ -164,11 +164,10 @@ pub fn clock_nanosleep(thread: &Thread, id: u64, flags: u64, request: u64, remai
 
 /// Sleeps until a monotonic time. `remaining`: where the rest goes after an interruption (relative sleeps).
 pub fn sleep(thread: &Thread, deadline: Nanos, remaining: Option<u64>) -> SysResult {
-    // A queue that nobody else knows: only the timer and signals wake us.
-    let alone = WaitQueue::of(WaitReason::Sleep);
-    match alone.wait_interruptible(Some(deadline), || None::<()>) {
-        Ok(()) | Err(Interrupted::TimedOut) => Ok(0),
-        Err(Interrupted::Signal) => {
+    // A future on our own stack: to sleep asks for no memory.
+    match runtime::interruptible(WaitReason::Sleep, deadline.0, runtime::time::sleep_until(deadline)) {
+        Ok(()) => Ok(0),
+        Err(_interrupted) => {
             let Some(out) = remaining else { return Err(Errno::ERESTARTNOHAND) };
             if out != 0 {
                 let left = Nanos(deadline.0.saturating_sub(time::now().0));

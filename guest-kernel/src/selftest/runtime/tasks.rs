@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::future::pending;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use vcpu_sched::events::WaitReason;
 use vcpu_sched::ids::{CpuId, Nanos};
 use vcpu_sched::params::{Class, RtPriority, SchedParams};
 use vcpu_sched::runtime::budget::yield_now;
@@ -12,12 +13,13 @@ use vcpu_sched::runtime::{Cancelled, bytes_of};
 
 use super::{Alive, Test, TestResult, check, join, rounds, start, tests};
 use crate::cpu;
-use crate::mm::frame;
+use crate::mm::{frame, heap};
 use crate::runtime::sync::{Notify, channel};
 use crate::runtime::{self, time as sleeping};
 use crate::sched;
 use crate::selftest::scheduling::{HANG_MS, move_to, share, take, wait_for};
 use crate::selftest::{join as join_task, spawn_on};
+use crate::sync::WaitQueue;
 use crate::task::current;
 use crate::time::{self, timer};
 
@@ -32,6 +34,7 @@ pub(crate) const TESTS: &[Test] = tests![
     an_executor_shares_its_cpu,
     a_cancelled_task_drops_what_it_has,
     a_wait_inside_of_a_wait_loses_nothing,
+    waiting_asks_for_no_memory,
     soak_a_hundred_thousand_idle_tasks,
 ];
 
@@ -285,6 +288,42 @@ fn a_wait_inside_of_a_wait_loses_nothing() -> TestResult {
         })
         .await;
     });
+    Ok(())
+}
+
+/// A sleep, a timeout, a notification, and a wait in a queue that others have used before.
+fn waiting_asks_for_no_memory() -> TestResult {
+    let notify = Arc::new(Notify::new());
+    let queue = WaitQueue::new();
+    let bell = notify.clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let stop = over.clone();
+    let rings = start(async move {
+        while !stop.load(Ordering::Relaxed) {
+            sleeping::sleep(Nanos(200_000)).await;
+            bell.notify_one();
+        }
+    })?;
+    let wait = || {
+        let mut looks = 0;
+        queue.wait_until(|| {
+            looks += 1;
+            (looks > 1).then_some(())
+        });
+        runtime::block_on(sleeping::sleep(Nanos(100_000)));
+        runtime::block_on(notify.notified());
+        _ = runtime::block_on(sleeping::timeout_at(time::now() + Nanos(100_000), pending::<()>()));
+        _ = runtime::interruptible(WaitReason::Sleep, 0, sleeping::sleep(Nanos(100_000)));
+    };
+    // The first times make room in the lists, those of the scheduler included.
+    (0..10).for_each(|_| wait());
+    let (_, asked) = heap::WATCHED.during(|| (0..5).for_each(|_| wait()));
+    // The counter counts: the test can fail.
+    let (_, made) = heap::WATCHED.during(|| drop(core::hint::black_box(alloc::boxed::Box::new(asked))));
+    over.store(true, Ordering::Relaxed);
+    join(rings)?;
+    check!(made == 1, "the counter counts {made} for one");
+    check!(asked == 0, "asked {asked} times");
     Ok(())
 }
 

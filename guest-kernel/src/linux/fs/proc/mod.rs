@@ -6,6 +6,7 @@
 mod cpuinfo;
 mod process;
 mod sched;
+mod stack;
 mod system;
 
 use alloc::string::String;

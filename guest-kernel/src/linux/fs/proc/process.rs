@@ -37,7 +37,7 @@ pub enum Target {
 
 /// Entries of a process's directory, or of one thread's.
 pub fn entries(pid: u32, thread: Option<u32>) -> Vec<(&'static str, Kind)> {
-    let texts: [(&'static str, Maker); 17] = [
+    let texts: [(&'static str, Maker); 18] = [
         ("auxv", auxv),
         ("cgroup", |_, _, out| out.push_str("0::/\n")),
         ("cmdline", |p, _, out| out.bytes(&p.cmdline())),
@@ -51,6 +51,7 @@ pub fn entries(pid: u32, thread: Option<u32>) -> Vec<(&'static str, Kind)> {
         ("oom_score_adj", |_, _, out| out.push_str("0\n")),
         ("sched", super::sched::sched),
         ("schedstat", super::sched::schedstat),
+        ("stack", super::stack::stack),
         ("stat", stat),
         ("statm", statm),
         ("status", status),

@@ -36,6 +36,7 @@ pub const PROC: &[Item] = &[
     }),
     text("cpuinfo", super::cpuinfo::cpuinfo),
     text("filesystems", |out| out.push_str("nodev\ttmpfs\nnodev\tproc\nnodev\tsysfs\n")),
+    text("futures", super::stack::futures),
     text("loadavg", loadavg),
     text("meminfo", meminfo),
     Item { name: "mounts", what: What::Link("self/mounts") },
