@@ -34,6 +34,7 @@ kernel_tests() {
     kernel=$(TASKVISOR_GUEST_TARGET_DIR="${TASKVISOR_GUEST_TARGET_DIR:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/guest}" resources/build-kernel.sh selftest)
     local flags=(--kernel "$kernel" --log stderr --log-level info --timeout 1200s)
     must "$taskvisor" run --vcpus 8 "${flags[@]}" -- "$programs/musl/hello"
+    must "$taskvisor" run --vcpus 2 --memory 128M "${flags[@]}" --cmdline test=soak_a_hundred_thousand_idle_tasks -- "$programs/musl/hello"
     for vcpus in 2 4; do
         ((SECONDS < end)) || return 0
         must "$taskvisor" run --vcpus "$vcpus" "${flags[@]}" --chaos "$RANDOM" -- "$programs/musl/hello"
@@ -81,8 +82,18 @@ stress() {
     done
 }
 
+# More CPUs than a word of a set has bits, than an xAPIC has ids, and than a byte can number. Their start is what takes time.
+crowds() {
+    local vcpus
+    for vcpus in 72 255 300; do
+        ((SECONDS < end)) || return 0
+        checked "$vcpus" "" "$programs/musl/schedstress" 1 8 32 16 5 "$RANDOM"
+    done
+}
+
 while ((SECONDS < end)); do
     stress
+    crowds
     for vcpus in 1 2 3 4 8; do
         for libc in musl glibc; do
             run "$vcpus" "$programs/$libc/fpu" 12 100
