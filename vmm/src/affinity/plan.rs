@@ -157,16 +157,21 @@ impl Plan {
             return Ok(());
         }
         let cpus = seat.cpus.clone().unwrap_or_else(|| self.current.clone());
-        let failed = |source| AffinityError::Class { who, cpus: cpus.clone(), class: seat.class, source };
-        sys::set_class(0, seat.class).map_err(failed)?;
-        let got = sys::class(0).map_err(failed)?;
-        let same = got == seat.class || (got, seat.class) == (Class::Other, Class::Nice(0));
-        if same { Ok(()) } else { Err(AffinityError::ClassNotInForce { who, class: seat.class, got }) }
+        urge(0, who, seat.class, &cpus)
     }
 
     fn pin(&self, who: Who, wanted: &IdSet) -> Result<(), AffinityError> {
         pin(0, who, wanted, &self.online)
     }
+}
+
+/// Gives a thread its class and reads it back. `cpus`, on which it runs, is for the error.
+pub(super) fn urge(tid: i32, who: Who, class: Class, cpus: &IdSet) -> Result<(), AffinityError> {
+    let failed = |source| AffinityError::Class { who, cpus: cpus.clone(), class, source };
+    sys::set_class(tid, class).map_err(failed)?;
+    let got = sys::class(tid).map_err(failed)?;
+    let same = got == class || (got, class) == (Class::Other, Class::Nice(0));
+    if same { Ok(()) } else { Err(AffinityError::ClassNotInForce { who, class, got }) }
 }
 
 /// Pins a thread and reads it back. What the kernel left out is outside the cpuset, or has gone offline meanwhile.

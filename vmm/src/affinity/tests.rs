@@ -148,7 +148,7 @@ fn several_threads_move_together_or_not_at_all() {
     let first: IdSet = all.iter().take(1).collect();
     thread::scope(|scope| {
         let (tids, ends) = sleepers(scope, 3);
-        let change = |vcpu: usize, cpus: &IdSet| Change { vcpu: vcpu as u32, tid: tids[vcpu], cpus: cpus.clone() };
+        let change = |vcpu: usize, cpus: &IdSet| Change { vcpu: vcpu as u32, tid: tids[vcpu], to: cpus.clone() };
         let done = set_live(&[change(0, &first), change(1, &first)]).unwrap();
         assert_eq!(done, [(0, first.clone()), (1, first.clone())]);
         assert_eq!(sys::affinity(tids[1]).unwrap(), first);
@@ -158,6 +158,30 @@ fn several_threads_move_together_or_not_at_all() {
         assert!(matches!(error, LiveError::RolledBack(AffinityError::Offline { who: Who::Vcpu(2), .. })), "{error}");
         let now: Vec<_> = tids.iter().map(|tid| sys::affinity(*tid).unwrap()).collect();
         assert_eq!(now, [first.clone(), first.clone(), all.clone()], "all as before");
+        drop(ends);
+    });
+}
+
+#[test]
+fn several_threads_change_class_together_or_not_at_all() {
+    thread::scope(|scope| {
+        let (tids, ends) = sleepers(scope, 2);
+        let change = |vcpu: u32, tid: i32, class| Change { vcpu, tid, to: class };
+        let done = set_live(&[change(0, tids[0], Class::Nice(3))]).unwrap();
+        assert_eq!((done, sys::class(tids[0]).unwrap()), (vec![(0, Class::Nice(3))], Class::Nice(3)));
+
+        let nobody = i32::MAX;
+        let error = set_live(&[change(1, tids[1], Class::Nice(5)), change(2, nobody, Class::Nice(5))]).unwrap_err();
+        match error {
+            LiveError::RolledBack(AffinityError::Class { who: Who::Vcpu(2), .. }) => {
+                assert_eq!(sys::class(tids[1]).unwrap(), Class::Other, "as before");
+            }
+            // A nice value can be lowered again with CAP_SYS_NICE only.
+            LiveError::Stuck { vcpu: 1, ref source, .. } => {
+                assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+            }
+            other => panic!("{other}"),
+        }
         drop(ends);
     });
 }

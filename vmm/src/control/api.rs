@@ -115,6 +115,23 @@ pub struct Pinned {
     pub affinity: String,
 }
 
+/// What `PUT /v1/vcpu-sched` takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Classes {
+    /// As `taskvisor run --vcpu-sched` takes it: `0=fifo:10;1=nice:5`, or one class for all.
+    pub classes: String,
+}
+
+/// A class as the host reads it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classed {
+    /// Number of the vCPU.
+    pub index: u32,
+    /// Scheduling class of its thread.
+    pub class: String,
+}
+
 /// One vCPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vcpu {

@@ -12,11 +12,11 @@ use rustix::thread::sched_getaffinity;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::taskview::TaskKind;
 
-use super::api::{Exits, Pinned, Stats, TaskCounts, TaskName, Tasks, Vcpu, Vcpus, Vm, VmState};
+use super::api::{Classed, Exits, Pinned, Stats, TaskCounts, TaskName, Tasks, Vcpu, Vcpus, Vm, VmState};
 use super::programs::Streams;
 use super::runs::Runs;
 use crate::affinity::live::{self, LiveError};
-use crate::affinity::{Entry, sys};
+use crate::affinity::{Class, Entry, sys};
 use crate::clock::Clock;
 use crate::config::text::IdSet;
 use crate::guestview::{GuestViewError, Reader, Snapshot, TaskState};
@@ -136,6 +136,13 @@ impl Machine {
         let tids: Vec<i32> = self.vcpus.iter().map(|vcpu| vcpu.tid).collect();
         let done = live::set_live(&live::changes(entries, &tids)?)?;
         Ok(done.into_iter().map(|(index, cpus)| Pinned { index, affinity: cpus.to_string() }).collect())
+    }
+
+    /// Changes how urgently vCPU threads run: all that the entries name, or none.
+    pub fn set_classes(&self, entries: &[Entry<Class>]) -> Result<Vec<Classed>, LiveError> {
+        let tids: Vec<i32> = self.vcpus.iter().map(|vcpu| vcpu.tid).collect();
+        let done = live::set_live(&live::changes(entries, &tids)?)?;
+        Ok(done.into_iter().map(|(index, class)| Classed { index, class: class.to_string() }).collect())
     }
 
     /// All tasks.

@@ -22,7 +22,8 @@ use super::values::{flags, read, show, word};
 use super::{Answer, duration, failed};
 use crate::config::units::parse_duration;
 use crate::control::api::{
-    ClockChange, Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, TaskChange, Tasks, Vcpus, Vm,
+    Classed, Classes, ClockChange, Pinned, Pins, SignalRequest, SpawnRequest, Spawned, Stats, TaskChange, Tasks, Vcpus,
+    Vm,
 };
 use crate::control::client::Client;
 use crate::guestview::Task;
@@ -273,6 +274,11 @@ impl Guest {
         show(&self.ask(|client| client.put::<Vec<Pinned>>("/v1/affinity", &Pins { pins: pins.into() }))?)
     }
 
+    fn vcpu_sched(&mut self, classes: ImmutableString) -> Answer<Dynamic> {
+        let classes = Classes { classes: classes.into() };
+        show(&self.ask(|client| client.put::<Vec<Classed>>("/v1/vcpu-sched", &classes))?)
+    }
+
     fn set(&mut self, task: i64, change: Map) -> Answer<Dynamic> {
         let change: TaskChange = read(change)?;
         show(&self.ask(|client| client.patch::<Task>(&format!("/v1/tasks/{task}"), &change))?)
@@ -330,6 +336,7 @@ pub fn register(engine: &mut Engine, guests: &Rc<Guests>) {
         .register_fn("clock", Guest::clock)
         .register_fn("set_clock", Guest::set_clock)
         .register_fn("pin", Guest::pin)
+        .register_fn("vcpu_sched", Guest::vcpu_sched)
         .register_fn("set", Guest::set)
         .register_fn("suspend", |guest: &mut Guest, task: i64| guest.task_verb(task, "suspend"))
         .register_fn("resume", |guest: &mut Guest, task: i64| guest.task_verb(task, "resume"))

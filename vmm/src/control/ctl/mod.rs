@@ -6,15 +6,18 @@ mod trace;
 
 use std::path::Path;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use vcpu_sched::requests::change::{ALIASES, POLICIES};
 
 pub use self::tables::{or_dash, state, table, time};
 use self::tables::{tasks_table, vcpus_table, vm_table};
 pub use self::trace::TraceCommand;
 use super::api::{
-    ClockChange, ClockOffset, Pinned, Pins, SignalRequest, Spawned, Stats, StreamsChoice, TaskChange, Tasks, Vcpus, Vm,
+    Classed, Classes, ClockChange, ClockOffset, Pinned, Pins, SignalRequest, Spawned, Stats, StreamsChoice, TaskChange,
+    Tasks, Vcpus, Vm,
 };
 use super::client::{Client, ClientError};
 use crate::clock::Status;
@@ -36,6 +39,11 @@ pub enum Question {
     Pin {
         /// VCPUS=CPUS;..., as --affinity of run takes it
         pins: String,
+    },
+    /// Change how urgently vCPU threads run on the host, all of them or none, and show what the host reads back
+    Sched {
+        /// VCPUS=CLASS;..., or a class for all, as --vcpu-sched of run takes it
+        classes: String,
     },
     /// Stop all vCPUs
     Pause,
@@ -88,12 +96,18 @@ pub enum Question {
     Metrics,
 }
 
+/// The names that the API takes.
+fn policies() -> PossibleValuesParser {
+    let all = POLICIES.iter().map(|(_, name)| PossibleValue::new(*name));
+    PossibleValuesParser::new(all.chain(ALIASES.iter().map(|(_, name)| PossibleValue::new(*name).hide(true))))
+}
+
 /// What changes of a task.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[group(required = true, multiple = true)]
 pub struct Changes {
-    /// other, batch, idle, fifo, rr, deadline
-    #[arg(long)]
+    /// Its scheduling policy
+    #[arg(long, value_parser = policies())]
     pub policy: Option<String>,
     /// -20 to 19
     #[arg(long, allow_hyphen_values = true)]
@@ -192,6 +206,10 @@ pub fn run(socket: &Path, question: Question, json: bool) -> Result<(String, u8)
         Question::Pin { pins } => {
             let pinned: Vec<Pinned> = client.put("/v1/affinity", &Pins { pins })?;
             if json { pretty(&pinned) } else { tables::pins_table(&pinned) }
+        }
+        Question::Sched { classes } => {
+            let classed: Vec<Classed> = client.put("/v1/vcpu-sched", &Classes { classes })?;
+            if json { pretty(&classed) } else { tables::classes_table(&classed) }
         }
         Question::Pause => show.one(&client.post::<Vm>("/v1/vm/pause")?, vm_table),
         Question::Resume { task: None } => show.one(&client.post::<Vm>("/v1/vm/resume")?, vm_table),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::clock::Status;
-use crate::control::api::{Pinned, Stats, Tasks, Vcpus, Vm};
+use crate::control::api::{Classed, Pinned, Stats, Tasks, Vcpus, Vm};
 use crate::guestview::Task;
 
 /// Nanoseconds for people: three digits or so.
@@ -169,7 +169,13 @@ pub fn tasks(list: &[Task]) -> String {
     table(&head, &list.iter().map(row).collect::<Vec<_>>())
 }
 
-/// What the host reads back.
+/// What the host reads back of classes.
+pub fn classes_table(classed: &[Classed]) -> String {
+    let row = |vcpu: &Classed| vec![vcpu.index.to_string(), vcpu.class.clone()];
+    table(&[">VCPU", "CLASS"], &classed.iter().map(row).collect::<Vec<_>>())
+}
+
+/// What the host reads back of pins.
 pub fn pins_table(pinned: &[Pinned]) -> String {
     let row = |pin: &Pinned| vec![pin.index.to_string(), pin.affinity.clone()];
     table(&[">VCPU", "AFFINITY"], &pinned.iter().map(row).collect::<Vec<_>>())

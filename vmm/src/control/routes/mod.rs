@@ -45,6 +45,7 @@ fn table() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Shared>)>
         ("/v1/vcpus", &["get"], get(vcpus::list)),
         ("/v1/vcpus/{index}/affinity", &["put"], put(vcpus::pin_one)),
         ("/v1/affinity", &["put"], put(vcpus::pin)),
+        ("/v1/vcpu-sched", &["put"], put(vcpus::set_classes)),
         ("/v1/tasks", &["get", "post"], get(tasks::list).post(tasks::spawn)),
         ("/v1/tasks/{id}", &["get", "patch"], get(tasks::show).patch(tasks::change)),
         ("/v1/tasks/{id}/suspend", &["post"], post(tasks::suspend)),

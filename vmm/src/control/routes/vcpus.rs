@@ -6,10 +6,11 @@ use axum::response::{IntoResponse, Json, Response};
 
 use super::{Answer, Body, Number, Shared, json};
 use crate::affinity::{Entry, parse};
-use crate::control::api::{Affinity, Pins};
+use crate::control::api::{Affinity, Classes, Pins};
 use crate::control::problem::Fault;
 
 const CPUS: &str = "send {\"cpus\": \"0-1,3\"} as application/json";
+const CLASSES: &str = "send {\"classes\": \"0=fifo:10;1=nice:5\"} as application/json";
 const PINS: &str = "send {\"pins\": \"0=0;1=1\"} as application/json";
 
 pub async fn list(State(machine): State<Shared>) -> Response {
@@ -31,4 +32,10 @@ pub async fn pin(State(machine): State<Shared>, body: Body<Pins>) -> Answer {
     let Json(body) = body.map_err(|e| Fault::body(&e, PINS))?;
     let entries = parse::affinity(&body.pins).map_err(|error| Fault::bad(format!("pins: {error}"), PINS))?;
     json(machine.pin(&entries)?)
+}
+
+pub async fn set_classes(State(machine): State<Shared>, body: Body<Classes>) -> Answer {
+    let Json(body) = body.map_err(|e| Fault::body(&e, CLASSES))?;
+    let entries = parse::classes(&body.classes).map_err(|error| Fault::bad(format!("classes: {error}"), CLASSES))?;
+    json(machine.set_classes(&entries)?)
 }
