@@ -140,7 +140,8 @@ pub(crate) struct DeadlineState {
     pub(crate) home: U32Cell,
 }
 
-/// Where in a [`SchedEntity`] the numbers lie that a kernel shows its VMM ([`taskview`](crate::taskview)).
+/// Where in a [`SchedEntity`] the numbers lie that a kernel shows its VMM ([`taskview`](crate::taskview)). Of the parameters those that
+/// were asked for last: a sleeping task takes them over when it wakes.
 pub mod offsets {
     use core::mem::offset_of;
 
@@ -148,11 +149,11 @@ pub mod offsets {
     use crate::accounting;
 
     /// Linux's policy number, 1 byte.
-    pub const POLICY: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, policy);
+    pub const POLICY: usize = offset_of!(SchedEntity, wanted) + offset_of!(ParamCells, policy);
     /// Real-time priority, 1 byte.
-    pub const RT_PRIORITY: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, rt_priority);
+    pub const RT_PRIORITY: usize = offset_of!(SchedEntity, wanted) + offset_of!(ParamCells, rt_priority);
     /// Nice value, 1 byte.
-    pub const NICE: usize = offset_of!(SchedEntity, params) + offset_of!(ParamCells, nice);
+    pub const NICE: usize = offset_of!(SchedEntity, wanted) + offset_of!(ParamCells, nice);
     /// Nanoseconds on a CPU, 8 bytes.
     pub const RUN: usize = offset_of!(SchedEntity, accounting) + accounting::RUN_AT;
     /// Times it gave way of its own will, 8 bytes.

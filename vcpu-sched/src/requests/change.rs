@@ -46,18 +46,28 @@ impl ParamChange {
     }
 }
 
-/// A policy by the name that `chrt` and the API have for it.
+/// The policies that a task can be given, by the names that `chrt` and the API have for them.
+pub const POLICIES: [(u32, &str); 7] = [
+    (number::NORMAL, "other"),
+    (number::BATCH, "batch"),
+    (number::IDLE, "idle"),
+    (number::FIFO, "fifo"),
+    (number::RR, "rr"),
+    (number::DEADLINE, "deadline"),
+    (number::EXT, "delegated"),
+];
+
+/// Linux's other names for two of them.
+pub const ALIASES: [(u32, &str); 2] = [(number::NORMAL, "normal"), (number::EXT, "ext")];
+
+/// A policy by its name.
 pub fn policy_number(name: &str) -> Option<u32> {
-    Some(match name {
-        "other" | "normal" => number::NORMAL,
-        "fifo" => number::FIFO,
-        "rr" => number::RR,
-        "batch" => number::BATCH,
-        "idle" => number::IDLE,
-        "deadline" => number::DEADLINE,
-        "delegated" | "ext" => number::EXT,
-        _ => return None,
-    })
+    POLICIES.iter().chain(&ALIASES).find(|(_, known)| *known == name).map(|(number, _)| *number)
+}
+
+/// The name of a policy.
+pub fn policy_name(number: u32) -> Option<&'static str> {
+    POLICIES.iter().find(|(known, _)| *known == number).map(|(_, name)| *name)
 }
 
 #[cfg(test)]
@@ -109,7 +119,10 @@ mod tests {
 
     #[test]
     fn policies_have_the_names_that_are_shown() {
-        assert_eq!(policy_number("fifo"), Some(number::FIFO));
-        assert_eq!(policy_number("stop"), None);
+        for (number, name) in POLICIES {
+            assert_eq!((policy_number(name), policy_name(number)), (Some(number), Some(name)));
+        }
+        assert_eq!(policy_number("ext").and_then(policy_name), Some("delegated"));
+        assert_eq!((policy_number("stop"), policy_name(number::STOP)), (None, None));
     }
 }

@@ -206,7 +206,8 @@ fn cpu_mask(text: &str) -> Result<CpuMask, Fault> {
 fn params(change: &TaskChange) -> Result<ParamChange, Fault> {
     let policy = change.policy.as_deref().map(|name| {
         let detail = || format!("there is no policy {name:?}");
-        policy_number(name).ok_or_else(|| Fault::bad(detail(), "one of other, batch, idle, fifo, rr, deadline"))
+        let hint = "one of other, batch, idle, fifo, rr, deadline, delegated";
+        policy_number(name).ok_or_else(|| Fault::bad(detail(), hint))
     });
     Ok(ParamChange {
         policy: policy.transpose()?,

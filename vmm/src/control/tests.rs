@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use vcpu_sched::requests::change::{ALIASES, POLICIES};
 use vm_memory::GuestAddress;
 
 use super::OPENAPI;
@@ -102,6 +103,13 @@ fn the_description_has_exactly_the_paths_and_methods_that_are_served() {
         .map(|(path, methods)| (path.to_owned(), methods.iter().map(|m| (*m).to_owned()).collect()))
         .collect();
     assert_eq!(described, served);
+}
+
+#[test]
+fn the_description_has_exactly_the_policies_that_are_taken() {
+    let described = openapi()["components"]["schemas"]["TaskChange"]["properties"]["policy"]["enum"].clone();
+    let described: BTreeSet<String> = serde_json::from_value(described).unwrap();
+    assert_eq!(described, POLICIES.iter().chain(&ALIASES).map(|(_, name)| (*name).to_owned()).collect());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use vcpu_sched::cpumask::CpuMask;
+use vcpu_sched::requests::change;
 use vcpu_sched::task::state::State;
 use vcpu_sched::task::suspension::Suspension;
 use vcpu_sched::taskview::{CpuField, Record, TaskField, TaskKind, wait_name};
@@ -186,16 +187,10 @@ impl Task {
 /// A Linux policy number (uapi/linux/sched.h) by name.
 fn policy_name(number: u8) -> String {
     match number {
-        0 => "other".into(),
-        1 => "fifo".into(),
-        2 => "rr".into(),
-        3 => "batch".into(),
-        5 => "idle".into(),
-        6 => "deadline".into(),
         // Our own: `vcpu_sched::events::ClassTag`.
         254 => "idle task".into(),
         255 => "stop".into(),
-        n => format!("policy {n}"),
+        n => change::policy_name(n.into()).map_or_else(|| format!("policy {n}"), str::to_owned),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Names of kinds and numbers, as JSON lines and reports spell them.
 
 use vcpu_sched::events::{ChaosAction, Kind, MigrateReason, WaitReason};
+use vcpu_sched::requests::change;
 
 /// The name of a kind.
 pub fn kind_name(kind: Kind) -> &'static str {
@@ -43,15 +44,9 @@ pub(super) fn kind_of(name: &str) -> Option<Kind> {
 /// The name of a policy number in a [`ClassTag`](vcpu_sched::events::ClassTag).
 pub fn policy_name(policy: u8) -> &'static str {
     match policy {
-        0 => "other",
-        1 => "fifo",
-        2 => "rr",
-        3 => "batch",
-        5 => "idle",
-        6 => "deadline",
         254 => "idle-task",
         255 => "stop",
-        _ => "unknown",
+        _ => change::policy_name(policy.into()).unwrap_or("unknown"),
     }
 }
 
