@@ -22,6 +22,8 @@ pub const PAGE: usize = 4096;
 pub const ENTRY_BYTES: usize = 32;
 /// Most entries that fit.
 pub const MAX_ENTRIES: usize = PAGE / ENTRY_BYTES - 1;
+/// Bytes of a table ([`EntryKind::More`]) that a reader looks at: two entries for each of the most CPUs, and as many others again.
+pub const MAX_TABLE: usize = 4 * crate::cpumask::MAX_CPUS as usize * ENTRY_BYTES;
 
 /// Head of the page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

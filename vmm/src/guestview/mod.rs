@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use vcpu_sched::directory::{Directory, DirectoryError, Entry, EntryKind};
+use vcpu_sched::directory::{Directory, DirectoryError, Entry, EntryKind, MAX_TABLE};
 use vcpu_sched::taskview::ViewError;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -29,7 +29,7 @@ pub const MAX_CPUS: usize = 1024;
 /// A list that changes while it is read is read this often at most.
 const TRIES: u32 = 4;
 /// Directory tables that are followed at most.
-const MAX_TABLES: usize = 64;
+const MAX_TABLES: usize = 4;
 
 /// Why there is nothing to see.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -186,7 +186,7 @@ impl Reader {
             next += 1;
             if entry.kind == EntryKind::More as u32 && tables < MAX_TABLES {
                 tables += 1;
-                let mut bytes = vec![0; (entry.len as usize).min(vcpu_sched::directory::PAGE)];
+                let mut bytes = vec![0; (entry.len as usize).min(MAX_TABLE)];
                 self.bytes("directory", entry.address, &mut bytes)?;
                 let (more, _) = bytes.as_chunks();
                 entries.extend(more.iter().map(Entry::from_bytes));
@@ -214,11 +214,7 @@ impl Reader {
     /// What the guest shows for debuggers: where its area is, and the virtual address of a user task's saved registers
     /// (`vcpu_sched::taskdebug`). Unchecked.
     pub fn debug_places(&self) -> Option<Entry> {
-        let (directory, _) = self.told.get()?;
-        let mut page = [0; vcpu_sched::directory::PAGE];
-        self.bytes("directory", directory, &mut page).ok()?;
-        let entries = Directory::parse(&page).ok()?.entries;
-        entries.into_iter().find(|entry| entry.kind == EntryKind::Debug as u32)
+        self.entries(EntryKind::Debug).ok()?.first().copied()
     }
 
     fn bytes(&self, what: &'static str, address: u64, to: &mut [u8]) -> Result<(), GuestViewError> {

@@ -6,15 +6,12 @@
 use std::fmt;
 
 use taskvisor_devices::trace_ring::{Drained, RingError, TraceRing};
-use vcpu_sched::directory::{Directory, DirectoryError, ENTRY_BYTES, Entry, EntryKind, PAGE};
+use vcpu_sched::directory::{Directory, DirectoryError, ENTRY_BYTES, Entry, EntryKind, MAX_TABLE, PAGE};
 use vcpu_sched::events::{Kind, Record};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::Stream;
 use crate::memory::Ram;
-
-/// Further entries of a directory that are looked at.
-const MAX_MORE: u64 = 1 << 16;
 
 /// Why a directory can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +57,7 @@ impl Rings {
         let directory = Directory::parse(&bytes)?;
         for entry in &directory.entries {
             if entry.kind == EntryKind::More as u32 {
-                let mut bytes = vec![0; entry.len.min(MAX_MORE) as usize];
+                let mut bytes = vec![0; (entry.len as usize).min(MAX_TABLE)];
                 ram.read_slice(&mut bytes, GuestAddress(entry.address))?;
                 let (entries, _) = bytes.as_chunks::<ENTRY_BYTES>();
                 entries.iter().for_each(|bytes| self.add(ram, &Entry::from_bytes(bytes)));
