@@ -161,6 +161,28 @@ fn lscpu_and_hwloc_find_several_dies() {
     lscpu_and_hwloc_find(&SEVERAL_DIES);
 }
 
+/// With 72 CPUs, sets of CPUs are more than one word in the kernel: all come up, tasks run where they are told to on both sides of the border,
+/// and those that wait for a busy CPU find an idle one. `make soak` does the same with 255 and more.
+#[test]
+fn more_cpus_than_a_word_has_bits() {
+    let Some(busybox) = prereq::busybox() else { return };
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let script = "nproc; cat /sys/devices/system/cpu/online /sys/devices/system/cpu/cpu71/topology/package_cpus
+        for cpu in 63 64 71; do taskset -c $cpu grep Cpus_allowed_list /proc/self/status; done
+        i=0; while [ $i -lt 24 ]; do taskset -c 62-66 true & i=$((i + 1)); done; wait; echo all ended";
+    let outcome = Guest::new(72)
+        .flag("--topology")
+        .flag("sockets=2,cores=18,threads=2")
+        .run(&busybox, ["sh", "-c", script]);
+    outcome.expect_code(0).expect_stdout(
+        "72\n0-71\nff,fffffff0,00000000\n\
+         Cpus_allowed_list:\t63\nCpus_allowed_list:\t64\nCpus_allowed_list:\t71\nall ended\n",
+    );
+}
+
 #[test]
 fn cpuinfo_tells_packages_cores_and_apic_ids_with_gaps() {
     let Some(busybox) = prereq::busybox() else { return };
