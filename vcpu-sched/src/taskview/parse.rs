@@ -200,6 +200,24 @@ mod tests {
     }
 
     #[test]
+    fn an_affinity_has_as_many_words_as_the_kernel_shows() {
+        let mut bytes = header(136, 0, ABSENT);
+        let put = |bytes: &mut [u8; HEADER_BYTES], field: TaskField, offset: u16| {
+            let at = offset_of!(Header, task_fields) + 2 * field as usize;
+            bytes[at..at + 2].copy_from_slice(&offset.to_le_bytes());
+        };
+        put(&mut bytes, TaskField::Affinity, 8);
+        let mut task = [0; 136];
+        task[8] = 0b101;
+        task[16] = 1 << 6; // the first byte of the second word: CPU 70
+        task[135] = 0x80;
+        let affinity = |bytes: &[u8; HEADER_BYTES]| Table::parse(bytes).unwrap().task(&task).task_affinity().unwrap();
+        assert_eq!(affinity(&bytes), "0,2".parse().unwrap(), "a kernel with 64 CPUs at most");
+        put(&mut bytes, TaskField::AffinityRest, 16);
+        assert_eq!(affinity(&bytes), "0,2,70,1023".parse().unwrap());
+    }
+
+    #[test]
     fn a_short_copy_has_no_field() {
         let table = Table::parse(&header(40, 36, 4)).unwrap();
         assert_eq!(table.task(&[0; 39]).task_field(TaskField::Id), None);

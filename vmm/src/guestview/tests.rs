@@ -17,7 +17,7 @@ const CHUNK: u64 = 0x3000;
 const SECOND_CHUNK: u64 = 0x4000;
 const CPU: u64 = 0x5000;
 const TASKS: u64 = 0x6000;
-const TASK_BYTES: u64 = 256;
+const TASK_BYTES: u64 = 512;
 
 fn reader() -> Reader {
     let ram = Ram::from_ranges(&[(GuestAddress(0), SIZE)]).unwrap();
