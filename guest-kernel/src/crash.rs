@@ -106,7 +106,8 @@ fn futures() {
     crate::runtime::try_for_each(|task| {
         if left > 0 {
             left -= 1;
-            log::emergency(format_args!("  future {:?} on CPU {}, spawned at {}", task.state, task.cpu, task.location));
+            let (state, waits) = (task.state, task.waits);
+            log::emergency(format_args!("  future {state:?} ({waits:?}) on CPU {}, spawned at {}", task.cpu, task.location));
         }
     });
 }

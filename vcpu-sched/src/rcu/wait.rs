@@ -8,6 +8,7 @@ use core::task::{Context, Poll};
 use super::domain::{Domain, RcuPlatform};
 use super::grace::Cookie;
 use crate::runtime::sync::waiters::Node;
+use crate::runtime::waits::{self, Waits};
 
 /// Waits until all readers from before its first poll have gone. Somebody must call [`Domain::advance`] meanwhile, as
 /// for callbacks.
@@ -47,7 +48,11 @@ impl<P: RcuPlatform> Future for Synchronize<'_, P> {
             (over, old)
         });
         drop(old);
-        if over { Poll::Ready(()) } else { Poll::Pending }
+        if over {
+            return Poll::Ready(());
+        }
+        waits::note(cx.waker(), Waits::Period, core::ptr::from_ref(this.domain).addr() as u64);
+        Poll::Pending
     }
 }
 

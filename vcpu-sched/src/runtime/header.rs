@@ -13,7 +13,7 @@ use core::task::{Context, RawWaker, RawWakerVTable, Waker};
 
 use super::owned::Owned;
 use super::state::{Action, AtomicState, BadTransition, Event, State};
-use crate::cell::U32Cell;
+use crate::cell::{U8Cell, U32Cell, U64Cell};
 use crate::sync::{AtomicPtr, AtomicU32, Ordering};
 
 /// What depends on the future's type. Each is given the pointer that the allocation was made with: one made from a
@@ -57,6 +57,9 @@ pub(super) struct Header {
     pub shard: u32,
     /// What is left of its budget; its poller's.
     pub budget: U32Cell,
+    /// What it waits for ([`Waits`](super::Waits)), and which; its poller's.
+    pub waits: U8Cell,
+    pub waits_for: U64Cell,
 }
 
 // SAFETY: the pointers in `links` are only followed with the list's lock held, and `joiner` is a `Waker`, which is
@@ -79,6 +82,8 @@ impl Header {
             cpu: U32Cell::new(cpu),
             shard: cpu,
             budget: U32Cell::new(0),
+            waits: U8Cell::new(0),
+            waits_for: U64Cell::new(0),
         }
     }
 

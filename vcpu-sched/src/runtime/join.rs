@@ -9,6 +9,7 @@ use core::task::{Context, Poll};
 
 use super::header::TaskRef;
 use super::state::{Action, Event};
+use super::waits::{self, Waits};
 
 /// The task was cancelled, or its future panicked, or its output was taken before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,6 +91,7 @@ impl<T> Future for JoinHandle<T> {
             return self.take(); // the waker that was not needed goes with the task
         }
         self.deposited = true;
+        waits::note(cx.waker(), Waits::Task, self.task.as_ptr().addr().get() as u64);
         Poll::Pending
     }
 }

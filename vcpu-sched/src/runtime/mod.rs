@@ -41,6 +41,7 @@ pub mod state;
 pub mod sync;
 mod task;
 pub mod time;
+pub(crate) mod waits;
 mod worker;
 
 #[cfg(all(test, loom))]
@@ -56,4 +57,5 @@ pub use platform::Platform;
 pub use registry::TaskInfo;
 pub use scope::{Scope, scope};
 pub use task::bytes_of;
+pub use waits::Waits;
 pub use worker::Worker;

@@ -8,16 +8,36 @@ use core::ptr::NonNull;
 use super::header::{Header, TaskRef};
 use super::lock::{Lock, RawLock};
 use super::state::{Event, State};
+use super::waits::Waits;
 
 /// What a report can tell of a task.
 #[derive(Clone, Copy, Debug)]
 pub struct TaskInfo {
+    /// Its address: tells it from all others that live.
+    pub id: u64,
     /// Where it was spawned: its name.
     pub location: &'static Location<'static>,
     /// Its state at some moment.
     pub state: State,
     /// The CPU that polled it last.
     pub cpu: u32,
+    /// What it was waiting for when it was polled last.
+    pub waits: Waits,
+    /// The address of that, or the time in nanoseconds.
+    pub waits_for: u64,
+}
+
+impl TaskInfo {
+    fn of(header: &Header) -> Self {
+        Self {
+            id: core::ptr::from_ref(header) as u64,
+            location: header.location(),
+            state: header.state.load(),
+            cpu: header.cpu.get(),
+            waits: Waits::from_u8(header.waits.get()),
+            waits_for: header.waits_for.get(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -35,7 +55,7 @@ impl List {
         while let Some(task) = at {
             // SAFETY: the lock is held, so all links of this list are ours; all its tasks are alive.
             let header = unsafe { task.as_ref() };
-            f(TaskInfo { location: header.location(), state: header.state.load(), cpu: header.cpu.get() });
+            f(TaskInfo::of(header));
             // SAFETY: as above.
             at = unsafe { header.links.with(|links| links.next) };
         }

@@ -11,8 +11,9 @@ use std::{format, thread};
 
 use super::budget::yield_now;
 use super::state::State;
+use super::sync::Notify;
 use super::testing::{Threads, machine, on_cpu};
-use super::{Cancelled, Runtime, Worker, bytes_of, scope};
+use super::{Cancelled, Runtime, Waits, Worker, bytes_of, scope};
 use crate::ids::CpuId;
 
 /// A machine with one CPU, whose executor the test is.
@@ -353,6 +354,25 @@ fn a_scope_that_is_dropped_cancels_and_one_that_is_leaked_leaves_its_tasks_alone
             worker.run_until_idle();
             assert_eq!((drops.count(), runtime.tasks()), (1, 0));
         }
+    });
+}
+
+/// What each task waits for can be told, and of one that waits for another, which.
+#[test]
+fn the_chain_of_who_waits_for_whom() {
+    alone(|runtime, worker| {
+        let notify: &'static Notify = std::boxed::Box::leak(std::boxed::Box::default());
+        let inner = runtime.spawn(async { notify.notified().await });
+        let outer = runtime.spawn(inner);
+        worker.run_until_idle();
+        let mut seen = Vec::new();
+        runtime.for_each_task(|task| seen.push(task));
+        let [outer_seen, inner_seen] = seen[..] else { panic!("{seen:?}") };
+        assert_eq!((outer_seen.waits, outer_seen.waits_for), (Waits::Task, inner_seen.id));
+        let address = core::ptr::from_ref(notify).addr() as u64;
+        assert_eq!((inner_seen.waits, inner_seen.waits_for), (Waits::Notification, address));
+        notify.notify_one();
+        assert_eq!(worker.block_on(outer), Ok(Ok(())));
     });
 }
 

@@ -15,6 +15,7 @@ use super::inbox::Chain;
 use super::platform::Platform;
 use super::ring::SLOTS;
 use super::state::{Action, Event};
+use super::waits::Waits;
 use crate::ids::CpuId;
 use crate::sync::{AtomicU8, Ordering};
 
@@ -232,6 +233,7 @@ impl<P: Platform> Worker<P> {
         let header = task.header();
         header.cpu.set(self.cpu.0);
         header.budget.set(budget::BUDGET);
+        header.waits.set(Waits::Unknown as u8);
         let waker = task.lend_waker();
         // SAFETY: `Poll` made the future ours.
         let done = unsafe { task.poll(&mut Context::from_waker(&waker)) };

@@ -14,6 +14,7 @@ use core::task::{Context, Poll, Waker, ready};
 use super::waiters::{Batch, Node, Place, Waiters};
 use crate::runtime::budget;
 use crate::runtime::lock::{Lock, RawLock, Spin};
+use crate::runtime::waits::{self, Waits};
 
 struct Inner<T> {
     queue: VecDeque<T>,
@@ -185,6 +186,9 @@ impl<T, R: RawLock> Future for Sending<'_, T, R> {
         let [old, waker] = wakers;
         drop(old);
         waker.into_iter().for_each(Waker::wake);
+        if result.is_pending() {
+            waits::note(cx.waker(), Waits::Room, core::ptr::from_ref(this.shared).addr() as u64);
+        }
         result
     }
 }
@@ -242,6 +246,9 @@ impl<T, R: RawLock> Future for Receiving<'_, T, R> {
         let [old, waker] = wakers;
         drop(old);
         waker.into_iter().for_each(Waker::wake);
+        if result.is_pending() {
+            waits::note(cx.waker(), Waits::Value, core::ptr::from_ref(this.shared).addr() as u64);
+        }
         result
     }
 }

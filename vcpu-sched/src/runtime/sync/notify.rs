@@ -8,6 +8,7 @@ use core::task::{Context, Poll};
 
 use super::waiters::{Batch, Node, Place, Waiters};
 use crate::runtime::lock::{Lock, RawLock, Spin};
+use crate::runtime::waits::{self, Waits};
 
 /// See the module's text.
 pub struct Notify<R: RawLock = Spin>(Lock<Inner, R>);
@@ -110,7 +111,11 @@ impl<R: RawLock> Future for Notified<'_, R> {
         });
         drop(old);
         this.done |= done;
-        if done { Poll::Ready(()) } else { Poll::Pending }
+        if done {
+            return Poll::Ready(());
+        }
+        waits::note(cx.waker(), Waits::Notification, core::ptr::from_ref(this.notify).addr() as u64);
+        Poll::Pending
     }
 }
 

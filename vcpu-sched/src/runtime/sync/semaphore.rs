@@ -12,6 +12,7 @@ use core::task::{Context, Poll, ready};
 use super::waiters::{Batch, Node, Place, Waiters};
 use crate::runtime::budget;
 use crate::runtime::lock::{Lock, RawLock, Spin};
+use crate::runtime::waits::{self, Waits};
 
 /// See the module's text.
 pub struct Semaphore<R: RawLock = Spin>(Lock<Inner, R>);
@@ -176,7 +177,10 @@ impl<'a, R: RawLock> Future for Acquire<'a, R> {
         });
         drop(old);
         match result {
-            None => Poll::Pending,
+            None => {
+                waits::note(cx.waker(), Waits::Permits, core::ptr::from_ref(this.semaphore).addr() as u64);
+                Poll::Pending
+            }
             Some(result) => {
                 this.done = true;
                 Poll::Ready(result.map(|()| Permits { semaphore: this.semaphore, count: this.count }))

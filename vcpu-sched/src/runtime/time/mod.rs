@@ -14,6 +14,7 @@ use super::budget;
 use super::combine::{Either, select};
 use super::lock::{Lock, RawLock, Spin};
 use super::sync::waiters::Batch;
+use super::waits::{self, Waits};
 use crate::ids::Nanos;
 
 /// The clock under the timers. Called with no lock held.
@@ -127,6 +128,7 @@ impl<C: Clock, R: RawLock> Future for Sleep<'_, C, R> {
         if first {
             timers.clock.arm(deadline);
         }
+        waits::note(cx.waker(), Waits::Time, deadline.0);
         Poll::Pending
     }
 }
