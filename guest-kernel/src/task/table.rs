@@ -25,7 +25,7 @@ struct Entry {
 }
 
 /// Chains of the table: with fewer tasks than that, nearly each has its own.
-const CHAINS: usize = 256;
+const CHAINS: usize = 128;
 
 /// The table.
 static TASKS: BootCell<RcuMap<Entry>> = BootCell::new();

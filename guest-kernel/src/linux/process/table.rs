@@ -25,7 +25,7 @@ static TABLE: SpinLock<BTreeMap<u32, Node>> = SpinLock::new(BTreeMap::new());
 /// Those who are listed, for look-ups without the lock. Changed with the table locked.
 static BY_NUMBER: BootCell<RcuMap<Weak<Process>>> = BootCell::new();
 /// Chains of it: with fewer processes than that, nearly each has its own.
-const CHAINS: usize = 128;
+const CHAINS: usize = 64;
 
 /// Makes the table. Boot CPU, once RCU is there.
 pub fn init() {
