@@ -87,7 +87,8 @@ extern "C" fn second_stage() -> ! {
         arch::ioapic::set_base(base);
     }
     if let Err(e) = cpu::bring_up::start_others(&madt.apic_ids) {
-        error!("no memory to start further CPUs: {e:?}");
+        // Not with fewer: whoever asked for so many shall know.
+        panic!("no memory for {} CPUs (some 80 KiB each): {e:?}", madt.apic_ids.len());
     }
     cpu::shown::fill();
     let (free, total) = mm::frame::usage();
