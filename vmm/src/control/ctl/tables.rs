@@ -184,14 +184,16 @@ pub fn pins_table(pinned: &[Pinned]) -> String {
 /// The guest's clock.
 pub fn clock_table(clock: &Status) -> String {
     let mut out = String::new();
-    let offsets = clock.offsets_ns.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+    let ahead = (0..).zip(&clock.offsets_ns).filter(|(_, ns)| **ns != 0);
+    let ahead = ahead.map(|(vcpu, ns): (u32, _)| format!("vCPU {vcpu} by {ns} ns")).collect::<Vec<_>>().join(", ");
+    let ahead = if ahead.is_empty() { "no vCPU".to_owned() } else { ahead };
     let rows = [
         ("mode", clock.mode.clone()),
         ("asked", or_dash(clock.asked_khz.map(|khz| format!("{khz} kHz")))),
         ("told", format!("{} kHz", clock.told_khz)),
         ("counter", format!("{} kHz", clock.counter_khz)),
         ("rate", clock.rate.to_string()),
-        ("ahead", format!("{offsets} ns")),
+        ("ahead", ahead),
         ("shows", or_dash(clock.now_ns.map(time))),
         ("state", if clock.stopped { "stands still" } else { "runs" }.to_owned()),
         ("changes", clock.changes.to_string()),
