@@ -408,10 +408,10 @@ impl SchedEntity {
     #[inline]
     pub(crate) fn note_picked(&self, cpu: CpuId, now: Nanos) {
         let how = self.arrival.get();
-        self.accounting.picked(now, how & arrival::WOKEN != 0);
         if how == 0 {
-            return; // it ran here before
+            return self.accounting.picked(now, false); // it ran here before
         }
+        self.accounting.picked(now, how & arrival::WOKEN != 0);
         self.arrival.set(0);
         let tag = cpu.0 + 1;
         let last = self.last_cpu.get();

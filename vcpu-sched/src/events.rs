@@ -276,7 +276,9 @@ impl Record {
     /// A switch record.
     #[inline]
     pub const fn switch(tsc: u64, prev: Side, next: Side, flags: u8, queued: u32) -> Self {
-        let a = next.task.0 as u64 | (next.seq as u64) << 32 | next.class.bits() << 48;
+        // Both halves of a word at once: an entity has them in one, the other way round.
+        let place = next.seq as u32 | (next.class.bits() as u32) << 16;
+        let a = next.task.0 as u64 | (place as u64) << 32;
         let b = queued as u64 | prev.class.bits() << 32;
         Self { tsc, task: prev.task.0, seq: prev.seq, kind: Kind::Switch as u8, flags, a, b }
     }

@@ -257,11 +257,16 @@ impl<E: Entity> RunQueue<E> {
         }
         sched.note_queued(why == EnqueueReason::New, why == EnqueueReason::Wake, now);
         sched.placed.set(sched.rank() as u8);
-        self.insert(e, why, now);
+        self.insert_here(e, why, now);
     }
 
     #[inline(never)]
     fn insert(&mut self, e: E, why: EnqueueReason, now: Nanos) {
+        self.insert_here(e, why, now);
+    }
+
+    #[inline(always)]
+    fn insert_here(&mut self, e: E, why: EnqueueReason, now: Nanos) {
         let rank = e.sched().placed();
         if rank != Rank::Normal {
             self.above += 1;
@@ -411,7 +416,8 @@ impl<E: Entity> RunQueue<E> {
     /// rest on old figures: [`tick`](Self::tick) and [`wakeup_preempts`](Self::wakeup_preempts) in one.
     #[inline]
     pub fn gives_way(&mut self, current: &E, woken: &E, now: Nanos) -> bool {
-        let (running, waiting) = (current.sched().placed(), woken.sched().placed());
+        // As numbers, which are in the order of the ranks.
+        let (running, waiting) = (current.sched().placed.get(), woken.sched().placed.get());
         if running != waiting {
             return waiting < running;
         }

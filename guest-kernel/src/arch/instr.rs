@@ -119,10 +119,10 @@ pub unsafe fn wrmsr(msr: u32, value: u64) {
 /// The time stamp counter. Not serialised: neighbours may be reordered by some cycles.
 #[inline(always)]
 pub fn rdtsc() -> u64 {
-    let (lo, hi): (u32, u32);
-    // SAFETY: reads a counter.
-    unsafe { asm!("rdtsc", out("eax") lo, out("edx") hi, options(nomem, nostack, preserves_flags)) };
-    u64::from(hi) << 32 | u64::from(lo)
+    let (lo, hi): (u64, u64);
+    // SAFETY: reads a counter. It clears the upper halves of both registers.
+    unsafe { asm!("rdtsc", out("rax") lo, out("rdx") hi, options(nomem, nostack, preserves_flags)) };
+    hi << 32 | lo
 }
 
 /// CPUID leaf and subleaf as (eax, ebx, ecx, edx).

@@ -97,20 +97,23 @@ fn note_change(cpu: &Cpu, before: u8, highest: u8) {
     };
 }
 
+/// Whether real-time tasks wait in another CPU's queue.
+#[inline(always)]
+pub(super) fn realtime_waits_elsewhere(me: &Cpu) -> bool {
+    // Relaxed: a hint. This CPU's own part of it is right, if its queue is locked.
+    let waiting = REALTIME.load(Ordering::Relaxed);
+    waiting != 0 && waiting != u32::from(me.waiting_realtime.load(Ordering::Relaxed) != 0)
+}
+
 /// Whether real-time tasks wait in any queue.
 #[inline(always)]
 pub(super) fn realtime_waits() -> bool {
     REALTIME.load(Ordering::Relaxed) != 0
 }
 
-/// Whether this CPU, whose best waiting real-time task has priority `own` (0: none waits), should take one from elsewhere.
+/// Whether this CPU, whose best waiting real-time task has priority `own` (0: none waits), should take one from elsewhere, where one waits.
 #[cold]
 pub(super) fn realtime_source(me: &Cpu, own: u8) -> Option<CpuId> {
-    // Are there others than this one, whose queue is locked?
-    let mine = u32::from(me.waiting_realtime.load(Ordering::Relaxed) != 0);
-    if REALTIME.load(Ordering::Relaxed) == mine {
-        return None;
-    }
     balance::pull_source(Level::realtime(own), me.id, &View::now())
 }
 

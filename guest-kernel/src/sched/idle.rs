@@ -15,7 +15,8 @@ pub fn run() -> ! {
     // A CPU that has never looked for work is not known as idle, and nobody would call it for a task that waits elsewhere. It must
     // say so itself: while the CPUs come up their number is still 1, and a lone CPU looks nowhere.
     place::announce_idle(cpu::this());
-    sched::yield_now();
+    instr::cli();
+    sched::preempt_now();
     loop {
         instr::cli();
         let me = cpu::this();
@@ -24,7 +25,7 @@ pub fn run() -> ! {
         // interrupt, or we see its kick here and look again.
         if me.need_resched.load(Ordering::Relaxed) || !me.sleep.prepare_idle() || delegated::is_asked(me) {
             me.sleep.leave_idle();
-            sched::yield_now();
+            sched::preempt_now();
             instr::sti();
             continue;
         }
@@ -36,7 +37,7 @@ pub fn run() -> ! {
         }
         trace::halt(true, me.nr_running.load(Ordering::Relaxed));
         me.sleep.leave_idle();
-        sched::yield_now();
+        sched::preempt_now();
         instr::sti();
     }
 }

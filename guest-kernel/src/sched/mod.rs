@@ -58,6 +58,7 @@ pub use balance::give_away;
 pub use params::set_params;
 pub use place::{send, wake};
 pub use suspend::{hold, let_go, lift, wait_while_held};
+use switch::Leave;
 pub use switch::ran;
 pub use tick::{rearm, timer};
 
@@ -163,17 +164,20 @@ pub fn start(task: Arc<Task>) {
     }
 }
 
-/// Gives way to the next ready task.
+/// Gives way to the next ready task. Interrupts are on.
 pub fn yield_now() {
-    let _irq = IrqGuard::new();
-    switch::reschedule(Event::Deschedule);
+    debug_assert!(instr::interrupts_enabled());
+    instr::cli();
+    switch::reschedule(Leave::Yield);
+    instr::sti();
+    chaos::point(Point::InterruptsOn);
 }
 
 /// Leaves the CPU if [`Event::Block`] still stands; see `sync::wait_queue` for the protocol.
-#[inline]
 pub fn block() {
     chaos::point(Point::Block);
-    yield_now();
+    let _irq = IrqGuard::new();
+    switch::reschedule(Leave::Block);
 }
 
 /// Takes the CPU from the current task if that was asked for. On the way out of an interrupt or the kernel; interrupts off.
@@ -196,7 +200,7 @@ fn preempt() {
 /// no more. Where an interrupt could come; interrupts are off.
 pub fn preempt_now() {
     if !cpu::is_pinned() {
-        switch::reschedule(Event::Preempt);
+        switch::reschedule(Leave::Preempted);
     }
 }
 
@@ -235,7 +239,7 @@ pub fn exit_current() -> ! {
     params::forget(&me);
     me.exited.wake_all();
     instr::cli();
-    switch::reschedule(Event::Exit);
+    switch::reschedule(Leave::Exit);
     unreachable!("an ended task was scheduled");
 }
 

@@ -86,7 +86,10 @@ pub(super) fn level_of(task: &Task) -> Level {
 }
 
 /// Why a task comes to a queue.
+///
+/// With a tag of its own, which an [`EnqueueReason`] is quickly made from.
 #[derive(Clone, Copy)]
+#[repr(u8)]
 pub(super) enum Why {
     New,
     Wake,
@@ -173,15 +176,20 @@ pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
     let others = cpu::count() > 1 && me.elsewhere.copy_without(&task.may_run, target);
     let (kick, waits) = {
         let mut rq = cpu.run_queue.lock_irqs_off();
-        let now = time::at_tsc(time::tsc());
+        let now = me.clock.at(time::tsc());
         let from = note_cpu(&task, target);
         // SAFETY: the queue holds the task for as long as it is locked.
         let queued = unsafe { borrowed(Arc::as_ptr(&task.0)) };
         rq.enqueue(task, why.reason(), now);
-        if level_of(&queued) == Level::NORMAL {
-            cpu.nr_running.store(cpu.nr_running.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        } else {
-            publish(cpu, &rq);
+        match queued.sched.rank() {
+            // It may have to wait for its budget, and then doesn't count.
+            Rank::Deadline => publish(cpu, &rq),
+            rank => {
+                cpu.nr_running.store(cpu.nr_running.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                if rank == Rank::Realtime {
+                    balance::note_realtime(cpu, &rq);
+                }
+            }
         }
         // An idle CPU that wakes up runs the first of those that it was given.
         let waits = !cpu.chosen.load(Ordering::Relaxed).is_null() || rq.len() > 1;
@@ -210,12 +218,12 @@ pub(super) fn publish(cpu: &Cpu, rq: &Queue) {
 /// Writes the record of a task that was queued.
 #[cold]
 fn record(task: &TaskRef, why: Why, from: CpuId, to: CpuId, queued: u32, kicked: bool) {
-    let seq = task.sched.next_place_record();
+    let (seq, class) = task.sched.next_place();
     let flags = if kicked { flag::KICKED } else { 0 };
     let waker = current().id;
     match why {
-        Why::New => trace::queued(Kind::New, task.id, seq, flags, waker, to, task.sched.tag(), queued),
-        Why::Wake => trace::queued(Kind::Wake, task.id, seq, flags, waker, to, task.sched.tag(), queued),
+        Why::New => trace::queued(Kind::New, task.id, seq, flags, waker, to, class, queued),
+        Why::Wake => trace::queued(Kind::Wake, task.id, seq, flags, waker, to, class, queued),
         Why::Migrate(why) => trace::migrate(task.id, seq, from, to, why, queued, kicked),
     }
 }
@@ -226,8 +234,7 @@ fn tell(me: &Cpu, cpu: &Cpu, rq: &mut Queue, queued: &TaskRef, now: Nanos) -> bo
     let running = running(cpu, rq);
     let resched = match &running {
         None => true,
-        // Its books first: the comparison must not rest on old figures.
-        Some(running) => rq.tick(running, now) | rq.wakeup_preempts(running, queued),
+        Some(running) => rq.gives_way(running, queued, now),
     };
     if resched {
         return request(me, cpu, running.is_some());

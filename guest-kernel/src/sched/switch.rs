@@ -8,10 +8,10 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use vcpu_sched::events::{ClassTag, MigrateReason, Side, flag};
+use vcpu_sched::events::{MigrateReason, Side, flag};
 use vcpu_sched::ids::Nanos;
 use vcpu_sched::placement::Level;
-use vcpu_sched::policy::{EnqueueReason, PutReason};
+use vcpu_sched::policy::PutReason;
 use vcpu_sched::task::state::{Action, Event, State};
 
 use super::place::{self, Why};
@@ -28,105 +28,149 @@ use crate::task::{Task, TaskRef};
 use crate::time;
 use crate::trace;
 
-/// What became of the task that is being left.
-#[derive(Clone, Copy)]
-struct Left {
-    /// The reference that it ran on is the queue's now.
-    queued: bool,
-    state: State,
+/// Why the current task is left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// It gives way.
+    Yield,
+    /// It waits, if [`Event::Block`] still stands.
+    Block,
+    /// It is made to give way. An idle task, too, leaves so.
+    Preempted,
+    /// It has ended.
+    Exit,
 }
 
-/// Applies `event` to the current task and switches to whoever runs next. Interrupts are off.
+impl Leave {
+    const fn event(self) -> Event {
+        match self {
+            Self::Yield | Self::Block => Event::Deschedule,
+            Self::Preempted => Event::Preempt,
+            Self::Exit => Event::Exit,
+        }
+    }
+}
+
+/// What became of the task that is being left: its state, as the low bits of a switch record's flags have it, and whose it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Left {
+    /// It has ended.
+    Dead = State::Dead as u8,
+    /// It waits.
+    Blocked = State::Blocked as u8,
+    /// It is ready, and the reference that it ran on is still ours: it has to be sent on, or was woken while it left; or it is the idle
+    /// task.
+    Ready = State::Ready as u8,
+    /// It is ready, and the reference that it ran on is the queue's now.
+    Queued = State::Ready as u8 | 1 << 3,
+    /// The same, in the normal class.
+    QueuedNormal = State::Ready as u8 | 1 << 4,
+}
+
+impl Left {
+    #[inline(always)]
+    fn is_queued(self) -> bool {
+        self as u8 >= Self::Queued as u8
+    }
+
+    /// The number of its state.
+    #[inline(always)]
+    fn state(self) -> u8 {
+        self as u8 & flag::STATE
+    }
+}
+
+/// Leaves the current task, and switches to whoever runs next. Interrupts are off.
 ///
-/// Inlined into its few callers, each of which has one event: the state table then shrinks to a comparison.
+/// Inlined into its few callers, each of which has one reason: the state table then shrinks to a comparison.
 #[inline(always)]
-pub(super) fn reschedule(event: Event) {
+pub(super) fn reschedule(why: Leave) {
     let me = cpu::this();
     // SAFETY: the scheduler owns a reference for the running task.
     let prev: &Task = unsafe { &*me.current.load(Ordering::Relaxed) };
-    let was_idle = core::ptr::eq(prev, me.idle.load(Ordering::Relaxed));
+    let idle: *const Task = me.idle.load(Ordering::Relaxed);
+    let was_idle = core::ptr::eq(prev, idle);
 
     let mut rq = me.run_queue.lock_irqs_off();
     // Relaxed: the lock orders it, see the module's text.
     me.need_resched.store(false, Ordering::Relaxed);
     let tsc = time::tsc();
     let now = me.clock.at(tsc);
-    add(&prev.stats.run_ns, now.0.wrapping_sub(me.picked_time.load(Ordering::Relaxed)));
-    let left =
-        if was_idle { Left { queued: false, state: State::Ready } } else { put_prev(me, prev, &mut rq, event, now) };
-    go_on(me, prev, rq, left, event == Event::Preempt, tsc, now);
+    let left = if was_idle {
+        prev.sched.accounting().idled(now - Nanos(me.picked_time.load(Ordering::Relaxed)));
+        Left::Ready
+    } else {
+        put_prev(me, prev, &mut rq, why, now)
+    };
+    go_on(me, prev, idle, rq, left, why == Leave::Preempted, tsc, now);
 }
 
 /// Tells the state table and the queue what becomes of the task that is being left.
 #[inline(always)]
-fn put_prev(me: &Cpu, prev: &Task, rq: &mut Queue, event: Event, now: Nanos) -> Left {
+fn put_prev(me: &Cpu, prev: &Task, rq: &mut Queue, why: Leave, now: Nanos) -> Left {
     // SAFETY: tasks live in Arcs, and the scheduler owns a reference for the running one: this one. It is given away only
     // where `queued` is true.
     let held = unsafe { place::borrowed(prev) };
-    let wanted_to_block = prev.state.load() == State::Blocking;
-    match prev.state.apply(event) {
+    match prev.state.apply(why.event()) {
         Ok(Action::Enqueue) => {
             // A block that a wake-up overtook is no yield: the task asked for nothing and must not be made to pay.
-            let yields = event == Event::Deschedule && !wanted_to_block;
-            let (put, why) = if yields {
-                (PutReason::Yield, EnqueueReason::Yield)
-            } else {
-                (PutReason::Preempted, EnqueueReason::Preempted)
-            };
-            add(if event == Event::Preempt { &prev.stats.involuntary } else { &prev.stats.voluntary }, 1);
-            rq.put_prev(&held, put, now);
-            if delegated::leaves(prev) {
-                me.gave_way.store(yields, Ordering::Relaxed);
-                me.forward.store(true, Ordering::Relaxed);
-                return Left { queued: false, state: State::Ready };
+            let yields = why == Leave::Yield;
+            if !delegated::leaves(prev) && prev.allowed_on(me.id) {
+                let normal = rq.put_back(core::mem::ManuallyDrop::into_inner(held), yields, now);
+                return if normal { Left::QueuedNormal } else { Left::Queued };
             }
-            if prev.allowed_on(me.id) {
-                rq.enqueue(core::mem::ManuallyDrop::into_inner(held), why, now);
-                return Left { queued: true, state: State::Ready };
-            }
-            // It may not stay here: its successor sends it on.
-            me.forward.store(true, Ordering::Relaxed);
-            Left { queued: false, state: State::Ready }
+            send_on(me, &held, rq, yields, now)
         }
         Ok(Action::Nothing) => {
             rq.put_prev(&held, PutReason::Block, now);
-            add(&prev.stats.voluntary, 1);
-            Left { queued: false, state: State::Blocked }
+            Left::Blocked
         }
         Ok(Action::Reap) => {
             rq.put_prev(&held, PutReason::Exit, now);
-            Left { queued: false, state: State::Dead }
+            Left::Dead
         }
-        Err(_) => left_wrongly(prev, event),
+        Err(_) => left_wrongly(prev, why.event()),
     }
+}
+
+/// It may not stay here, or an agent tells where it goes: its successor sends it on.
+#[cold]
+fn send_on(me: &Cpu, prev: &TaskRef, rq: &mut Queue, yields: bool, now: Nanos) -> Left {
+    rq.put_prev(prev, if yields { PutReason::Yield } else { PutReason::Preempted }, now);
+    if delegated::leaves(prev) {
+        me.gave_way.store(yields, Ordering::Relaxed);
+    }
+    me.forward.store(true, Ordering::Relaxed);
+    Left::Ready
 }
 
 /// Picks the next task, and switches to it if it is another one.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn go_on(
     me: &'static Cpu,
     prev: &Task,
+    idle: *const Task,
     mut rq: SpinLockGuard<'static, Queue, ()>,
     mut left: Left,
     preempted: bool,
     tsc: u64,
     now: Nanos,
 ) {
-    let idle: *const Task = me.idle.load(Ordering::Relaxed);
     let was_idle = core::ptr::eq(prev, idle);
     // One ordinary task in, one out: the queue's figures stay as they are.
-    let mut settled = left.queued && me.level.load(Ordering::Relaxed) == Level::NORMAL.get();
+    let mut settled = left == Left::QueuedNormal;
     // The pick is an ordinary task, for which there is less to ask below.
     let mut normal;
     let next = loop {
-        if balance::realtime_waits() {
+        if balance::realtime_waits_elsewhere(me)
+            && let Some(from) = balance::realtime_source(me, rq.highest_realtime())
+        {
             settled = false;
-            if let Some(from) = balance::realtime_source(me, rq.highest_realtime()) {
-                rq = unlocked(me, rq, prev, &mut left, |me, own| balance::pull_realtime(me, from, own));
-            }
+            rq = unlocked(me, rq, prev, &mut left, |me, own| balance::pull_realtime(me, from, own));
         }
-        let may_keep = me.forward.load(Ordering::Relaxed) && !me.gave_way.load(Ordering::Relaxed);
-        if let Some(t) = delegated::pick(me, &mut rq, prev, may_keep, now) {
+        if let Some(t) = delegated::pick(me, &mut rq, prev, now) {
             if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
                 // It goes on.
                 me.forward.store(false, Ordering::Relaxed);
@@ -135,6 +179,7 @@ fn go_on(
             break Some(t);
         }
         normal = rq.has_only_normal();
+        settled &= normal;
         let Some(t) = rq.pick_next(now) else {
             settled = false;
             if cpu::count() == 1 {
@@ -158,7 +203,8 @@ fn go_on(
         if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
             // It may not stay here (it was woken while it was leaving, or its affinity has just changed): its successor sends
             // it on, with the reference that it runs on.
-            if core::mem::take(&mut left.queued) {
+            if left.is_queued() {
+                left = Left::Ready;
                 core::mem::forget(t);
             }
             me.forward.store(true, Ordering::Relaxed);
@@ -207,14 +253,16 @@ fn go_on(
     // SAFETY: `next` is held by the reference that just moved here.
     let next_task = unsafe { &*next };
     if trace::on() && !same {
-        record(prev, next_task, idle, left.state, preempted, rq.len() as u32);
+        let flags = left.state() | if preempted && !was_idle { flag::PREEMPTED } else { 0 };
+        // Nothing was written since `tsc` was read, but by who opened the lock.
+        record(me, prev, next_task, flags, if settled { tsc } else { time::tsc() });
     }
     drop(rq);
     if same {
         if offers {
             place::call_idle(me, &me.offer);
         }
-        if !was_idle && !left.queued {
+        if !was_idle && !left.is_queued() {
             // It was woken while it was leaving: the waker's reference came on top of the one that it runs on.
             // SAFETY: `into_raw` above made it.
             drop(unsafe { Arc::from_raw(next) });
@@ -225,13 +273,14 @@ fn go_on(
         place::leave_idle(me);
         rcu::leave_idle();
     }
-    let gone = if left.queued || was_idle { core::ptr::null_mut() } else { core::ptr::from_ref(prev).cast_mut() };
-    me.leaving.store(gone, Ordering::Relaxed);
-    if !left.queued && (me.forward.load(Ordering::Relaxed) || delegated::roams(prev)) {
-        fpu::flush_live(me, prev);
+    if !left.is_queued() && !was_idle {
+        me.leaving.store(core::ptr::from_ref(prev).cast_mut(), Ordering::Relaxed);
+        if me.forward.load(Ordering::Relaxed) || delegated::roams(prev) {
+            fpu::flush_live(me, prev);
+        }
     }
     if cpu::count() > 1 {
-        if left.queued && !offers {
+        if left.is_queued() && !offers {
             offers = me.offer.copy_without(&prev.may_run, me.id);
         }
         me.offers.store(offers, Ordering::Relaxed);
@@ -257,21 +306,23 @@ fn unlocked(
     drop(rq);
     f(me, above);
     let rq = me.run_queue.lock_irqs_off();
-    if prev.sched.place_records() != places {
-        left.state = State::Ready;
+    if *left == Left::Blocked && prev.sched.place_records() != places {
+        *left = Left::Ready;
     }
     rq
 }
 
-/// Writes the record of a switch. The run queue is locked.
+/// Writes the record of a switch at `tsc`. The run queue is locked.
 #[cold]
-fn record(prev: &Task, next: &Task, idle: *const Task, state: State, preempted: bool, queued: u32) {
+fn record(me: &Cpu, prev: &Task, next: &Task, flags: u8, tsc: u64) {
+    // What is running is no more in the queue. Both are as of now: the lock is ours, and they were published.
+    let runs = u32::from(!me.chosen.load(Ordering::Relaxed).is_null());
+    let queued = me.nr_running.load(Ordering::Relaxed).wrapping_sub(runs);
     let side = |t: &Task| {
-        let class = if core::ptr::eq(t, idle) { ClassTag::IDLE } else { t.sched.tag() };
-        Side { task: t.id, seq: t.sched.next_place_record(), class }
+        let (seq, class) = t.sched.next_place();
+        Side { task: t.id, seq, class }
     };
-    let flags = state as u8 | if preempted { flag::PREEMPTED } else { 0 };
-    trace::switch(side(prev), side(next), flags, queued);
+    trace::switch(me, side(prev), side(next), flags, queued, tsc);
 }
 
 /// Adds to a counter that only this CPU writes, for now: the task's own, or this CPU's.
@@ -352,7 +403,7 @@ fn let_go(me: &Cpu, prev: *mut Task) {
 /// How long a task has run, its present slice included. Callable from interrupt context.
 pub fn ran(task: &Task) -> Nanos {
     let _irq = IrqGuard::new();
-    let before = || Nanos(task.stats.run_ns.load(Ordering::Relaxed));
+    let before = || Nanos(task.run_ns());
     // With its queue locked the slice is either in the counter, or the CPU's present one.
     let exact = with_queue_of(task, |cpu, rq| {
         let runs = place::running(cpu, rq).is_some_and(|running| core::ptr::eq(Arc::as_ptr(&running.0), task));

@@ -55,7 +55,7 @@ fn a_preempted_waiter_looks_again() -> TestResult {
             if me.state.load() != State::Blocking {
                 return None; // the look before the announcement
             }
-            let preempted = || me.stats.involuntary.load(Ordering::Relaxed);
+            let preempted = || me.switches()[1];
             let before = preempted();
             while preempted() == before {
                 core::hint::spin_loop();

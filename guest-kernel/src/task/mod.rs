@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use arrayvec::ArrayString;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::entity::{Entity, SchedEntity};
-use vcpu_sched::events::WaitReason;
+use vcpu_sched::events::{ClassTag, WaitReason};
 use vcpu_sched::ids::{CpuId, TaskId};
 use vcpu_sched::task::state::{AtomicState, State};
 use vcpu_sched::task::suspension::Suspension;
@@ -74,15 +74,9 @@ pub mod work {
     pub const HELD: u32 = 1 << 1;
 }
 
-/// CPU time and switches of one task.
+/// Counters of one task that are not its run queue's (`SchedEntity::accounting`).
 #[derive(Default)]
 pub struct TaskStats {
-    /// Nanoseconds on a CPU, up to its last switch.
-    pub run_ns: AtomicU64,
-    /// Times it gave way of its own will.
-    pub voluntary: AtomicU64,
-    /// Times it was made to give way.
-    pub involuntary: AtomicU64,
     /// Times it came to another CPU.
     pub migrations: AtomicU64,
     /// Page faults resolved.
@@ -215,6 +209,7 @@ impl Task {
         let t = Self::assemble(id, name, Some(CpuMask::one_shot(cpu)), TaskBlock::new()?, 0, None, State::Running);
         t.cpu.store(cpu.0, Ordering::Relaxed);
         t.on_cpu.store(true, Ordering::Relaxed);
+        t.sched.show_as(ClassTag::IDLE);
         Ok(t)
     }
 
@@ -293,6 +288,16 @@ impl Task {
     pub fn set_wait_reason(&self, why: WaitReason) {
         // Relaxed: shown, never acted upon.
         self.wait_reason.store(why as u8, Ordering::Relaxed);
+    }
+
+    /// Nanoseconds on a CPU, up to its last switch.
+    pub fn run_ns(&self) -> u64 {
+        self.sched.accounting().run().0
+    }
+
+    /// How often it gave way of its own will, and how often it was made to.
+    pub fn switches(&self) -> [u64; 2] {
+        self.sched.accounting().switches()
     }
 
     /// Whether the ABI layer has something for the task, so that it shall not go on waiting.

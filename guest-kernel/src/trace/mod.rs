@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use vcpu_sched::events::{ChaosAction, Kind, MigrateReason, Record, Side, WaitReason, flag};
 use vcpu_sched::ids::{CpuId, TaskId};
 
+use crate::cpu::Cpu;
 use crate::task::{current, table};
 
 pub use dump::print_last;
@@ -42,10 +43,15 @@ pub fn stop() {
     ON.store(false, Ordering::Relaxed);
 }
 
+/// Task, seq, kind and flags as they lie in memory.
+#[inline(always)]
+fn word(r: &Record) -> u64 {
+    u64::from(r.task) | u64::from(r.seq) << 32 | u64::from(r.kind) << 48 | u64::from(r.flags) << 56
+}
+
 #[inline(always)]
 fn write(r: Record) {
-    let word = u64::from(r.task) | u64::from(r.seq) << 32 | u64::from(r.kind) << 48 | u64::from(r.flags) << 56;
-    ring::put(word, r.a, r.b);
+    ring::put(word(&r), r.a, r.b);
 }
 
 /// A record of three numbers, not about a task's place.
@@ -56,12 +62,12 @@ fn plain(kind: Kind, task: TaskId, flags: u8, a: u64, b: u64) {
     }
 }
 
-/// This CPU goes from `prev` to `next`. `flags`: the state of `prev` afterwards, and [`flag::PREEMPTED`]. Run queue locked.
+/// `me`, this CPU, goes from `prev` to `next`, as of `tsc`. `flags`: the state of `prev` afterwards, and [`flag::PREEMPTED`]. Run queue
+/// locked, nothing written since `tsc`; for callers that have asked whether tracing is [`on`].
 #[inline(always)]
-pub fn switch(prev: Side, next: Side, flags: u8, queued: u32) {
-    if on() {
-        write(Record::switch(0, prev, next, flags, queued));
-    }
+pub fn switch(me: &Cpu, prev: Side, next: Side, flags: u8, queued: u32, tsc: u64) {
+    let r = Record::switch(tsc, prev, next, flags, queued);
+    ring::put_at(me, tsc, word(&r), r.a, r.b);
 }
 
 /// `task` was put into the queue of `target` ([`Kind::New`] or [`Kind::Wake`]). That queue is locked.

@@ -131,6 +131,20 @@ pub(super) fn put(word: u64, a: u64, b: u64) {
     }
 }
 
+/// [`put`] for who has read the time, and written nothing since, on `cpu`, its own, with interrupts off.
+#[inline(always)]
+pub(super) fn put_at(cpu: &Cpu, tsc: u64, word: u64, a: u64, b: u64) {
+    let base = cpu.trace.ring.load(Ordering::Acquire);
+    if !base.is_null() {
+        let ring = Ring { base, mask: cpu.trace.mask.load(Ordering::Relaxed) };
+        let head = ring.head();
+        if head != cpu.trace.limit.load(Ordering::Relaxed) {
+            return ring.push(head, [tsc, word, a, b]);
+        }
+    }
+    put_with_care(word, a, b);
+}
+
 /// [`put`] in all other cases.
 #[cold]
 #[inline(never)]

@@ -88,6 +88,7 @@ impl<E: Entity> Default for Realtime<E> {
 }
 
 impl<E: Entity> Policy<E> for Realtime<E> {
+    #[inline]
     fn enqueue(&mut self, e: E, why: EnqueueReason, _now: Nanos) {
         let sched = e.sched();
         let used_up = sched.rr_left.get() == 0;

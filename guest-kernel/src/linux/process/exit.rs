@@ -55,8 +55,9 @@ fn leave(thread: &Thread, status: u32) -> ! {
         s.threads.is_empty()
     };
     process.dead_faults.fetch_add(me.stats.faults.load(Ordering::Relaxed), Ordering::Relaxed);
-    process.dead_switches[0].fetch_add(me.stats.voluntary.load(Ordering::Relaxed), Ordering::Relaxed);
-    process.dead_switches[1].fetch_add(me.stats.involuntary.load(Ordering::Relaxed), Ordering::Relaxed);
+    for (dead, mine) in process.dead_switches.iter().zip(me.switches()) {
+        dead.fetch_add(mine, Ordering::Relaxed);
+    }
     if last {
         let status = if process.is_exiting() { process.group_exit.load(Ordering::Acquire) as u32 } else { status };
         strace::exited(thread, status);

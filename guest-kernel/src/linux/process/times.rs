@@ -214,16 +214,15 @@ pub fn getrusage(thread: &Thread, who: u64, out: u64) -> SysResult {
             p.run_ns(),
             resident,
             [
-                sum(|t| t.stats.voluntary.load(Ordering::Relaxed), p.dead_switches[0].load(Ordering::Relaxed)),
-                sum(|t| t.stats.involuntary.load(Ordering::Relaxed), p.dead_switches[1].load(Ordering::Relaxed)),
+                sum(|t| t.switches()[0], p.dead_switches[0].load(Ordering::Relaxed)),
+                sum(|t| t.switches()[1], p.dead_switches[1].load(Ordering::Relaxed)),
             ],
             sum(|t| t.stats.faults.load(Ordering::Relaxed), p.dead_faults.load(Ordering::Relaxed)),
         ),
         -1 => usage_words(p.child_ns.load(Ordering::Relaxed), 0, [0, 0], 0),
         1 => {
             let me = current();
-            let switches = [&me.stats.voluntary, &me.stats.involuntary].map(|c| c.load(Ordering::Relaxed));
-            usage_words(sched::ran(&me).0, resident, switches, me.stats.faults.load(Ordering::Relaxed))
+            usage_words(sched::ran(&me).0, resident, me.switches(), me.stats.faults.load(Ordering::Relaxed))
         }
         _ => return Err(Errno::EINVAL),
     };

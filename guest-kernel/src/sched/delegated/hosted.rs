@@ -121,7 +121,7 @@ impl Hosted {
             parent: 0,
             nice: task.sched.params().nice.get().into(),
             allowed: allowed(&task),
-            runtime: Nanos(task.stats.run_ns.load(Ordering::Relaxed)),
+            runtime: Nanos(task.run_ns()),
             cpu: CpuId(task.cpu.load(Ordering::Relaxed)),
             arrival: Arrival::Queued,
         };

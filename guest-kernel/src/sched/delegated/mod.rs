@@ -107,16 +107,17 @@ pub(super) fn roams(task: &Task) -> bool {
     exists() && task.sched.wants_delegation()
 }
 
-/// What the enclave has for this CPU, whose run queue is locked. `prev` has given way, and may go on if `may_keep`. The task that is
-/// returned is the queue's current one; if it is `prev`, with a reference of its own.
+/// What the enclave has for this CPU, whose run queue is locked. `prev` has given way, and may go on if it can be continued and
+/// wants to be. The task that is returned is the queue's current one; if it is `prev`, with a reference of its own.
 #[inline(always)]
-pub(super) fn pick(me: &Cpu, rq: &mut Queue, prev: &Task, may_keep: bool, now: Nanos) -> Option<TaskRef> {
-    if on() { pick_there(me, rq, prev, may_keep, now) } else { None }
+pub(super) fn pick(me: &Cpu, rq: &mut Queue, prev: &Task, now: Nanos) -> Option<TaskRef> {
+    if on() { pick_there(me, rq, prev, now) } else { None }
 }
 
 #[cold]
-fn pick_there(me: &Cpu, rq: &mut Queue, prev: &Task, may_keep: bool, now: Nanos) -> Option<TaskRef> {
+fn pick_there(me: &Cpu, rq: &mut Queue, prev: &Task, now: Nanos) -> Option<TaskRef> {
     let above = rq.waits_above_delegated();
+    let may_keep = me.forward.load(Ordering::Relaxed) && !me.gave_way.load(Ordering::Relaxed);
     let keep = (may_keep && prev.allowed_on(me.id)).then_some(prev);
     let (picked, effects) = hosted::with(|hosted, _| hosted.pick(me.id, keep, above, now))?;
     effects::carry_out_locked(me, effects);

@@ -264,8 +264,8 @@ fn status(p: &Process, tid: u32, out: &mut Out) {
     field("Seccomp", format_args!("0"));
     field("Cpus_allowed", format_args!("{}", HexMask(&allowed)));
     field("Cpus_allowed_list", format_args!("{allowed}"));
-    field("voluntary_ctxt_switches", format_args!("{}", switches(|t| t.stats.voluntary.load(Ordering::Relaxed))));
-    field("nonvoluntary_ctxt_switches", format_args!("{}", switches(|t| t.stats.involuntary.load(Ordering::Relaxed))));
+    field("voluntary_ctxt_switches", format_args!("{}", switches(|t| t.switches()[0])));
+    field("nonvoluntary_ctxt_switches", format_args!("{}", switches(|t| t.switches()[1])));
 }
 
 /// Shows a page source by its own words.

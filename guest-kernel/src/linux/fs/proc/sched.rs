@@ -62,7 +62,7 @@ pub fn machine(out: &mut Out) {
         let switches = c.stats.switches.load(Ordering::Relaxed);
         let idle = c.idle.load(Ordering::Acquire);
         // SAFETY: a CPU's idle task lives for ever; null before it is made.
-        let idle = unsafe { idle.as_ref() }.map_or(0, |t| t.stats.run_ns.load(Ordering::Relaxed));
+        let idle = unsafe { idle.as_ref() }.map_or(0, |t| t.run_ns());
         let busy = time::now() - Nanos(idle);
         line(out, format_args!("cpu{} 0 0 {switches} 0 0 0 {} 0 {switches}", c.id.0, busy.0));
     }
