@@ -176,8 +176,7 @@ impl Target {
                 self.running.alone = Some(Instant::now());
                 self.rung.remove(&vcpu);
                 self.running.heard.remove(&vcpu);
-                paused.release(vcpu)?;
-                self.machine.control.go(vcpu);
+                paused.release_stopped(vcpu)?;
             }
             _ => self.release_all(),
         }

@@ -144,7 +144,18 @@ impl Seat {
         }
     }
 
-    /// A vCPU that has stopped by itself may go on, unless it is held.
+    /// As [`Seat::release`] and [`Seat::go`] in one: between the two it would run, and a stop that it makes there would be taken for the
+    /// one that is over.
+    pub fn release_stopped(&self) {
+        let mut orders = self.orders();
+        orders.stopped = false;
+        debug_assert!(orders.holds > 0);
+        orders.holds = orders.holds.saturating_sub(1);
+        self.ordered.notify_all();
+    }
+
+    /// A vCPU that has stopped by itself may go on, unless it is held. Only for one that is known to stand still: see
+    /// [`Seat::release_stopped`].
     pub fn go(&self) {
         self.orders().stopped = false;
         self.ordered.notify_all();

@@ -135,7 +135,8 @@ impl RunControl {
         Paused { control: self.clone(), held: vec![true; self.0.seats.len()], tells: false, told: false }
     }
 
-    /// Lets a vCPU go on that has stopped by itself, as far as nobody holds it.
+    /// Lets a vCPU go on that has stopped by itself and stands still, as far as nobody holds it. One that this holder lets run may have
+    /// stopped anew: [`Paused::release_stopped`] is for that.
     pub fn go(&self, vcpu: usize) {
         if let Some(seat) = self.0.seats.get(vcpu) {
             seat.go();
@@ -179,12 +180,21 @@ impl Paused {
         answered.recv().map_err(|_| RunControlError::Gone { vcpu })
     }
 
-    /// Lets one vCPU go, as far as this holder is concerned.
+    /// Lets one vCPU go, as far as this holder is concerned. One that has stopped by itself stays where it is.
     pub fn release(&mut self, vcpu: usize) -> Result<(), RunControlError> {
+        self.release_by(vcpu, Seat::release)
+    }
+
+    /// The same, also of one that has stopped by itself.
+    pub fn release_stopped(&mut self, vcpu: usize) -> Result<(), RunControlError> {
+        self.release_by(vcpu, Seat::release_stopped)
+    }
+
+    fn release_by(&mut self, vcpu: usize, release: impl FnOnce(&Seat)) -> Result<(), RunControlError> {
         let held = self.held.get_mut(vcpu).ok_or(RunControlError::NoVcpu { vcpu })?;
         if std::mem::take(held) {
             self.tell();
-            self.seat(vcpu)?.release();
+            release(self.seat(vcpu)?);
         }
         Ok(())
     }
