@@ -257,7 +257,7 @@ fn a_reader_is_not_preempted() -> TestResult {
     move_to(&current().to_arc(), CpuId(0))?;
     let company = spawn_on(0, "spin", spin, pass())?;
     let me = current();
-    let switches = || me.stats.involuntary.load(Ordering::Relaxed) + me.stats.voluntary.load(Ordering::Relaxed);
+    let switches = || me.switches().iter().sum::<u64>();
     let mut asked = false;
     let mut result = Ok(());
     for _ in rounds(10) {
