@@ -182,6 +182,27 @@ fn vcpus_are_moved_while_programs_run_all_of_them_or_none() {
 }
 
 #[test]
+fn vcpus_change_their_class_while_programs_run() {
+    let _beside_others = serial::shared();
+    let Some(running) = Running::start(2) else { return };
+    // Behind the name: field 3 is the state, field 19 the nice value (proc(5)).
+    let nice = |vcpu: usize| {
+        let tid = running.json(["vcpus", "--json"])[vcpu]["tid"].to_string();
+        let stat = fs::read_to_string(format!("/proc/{}/task/{tid}/stat", running.pid())).expect("it lives");
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split_whitespace().nth(16).map(str::to_owned))
+    };
+    let (id, _) = computes(&running);
+    let before = nice(0);
+    let read = running.json(["sched", "1=nice:19", "--json"]);
+    assert_eq!((read[0]["index"].as_u64(), read[0]["class"].as_str()), (Some(1), Some("nice:19")));
+    assert_eq!((nice(0), nice(1).as_deref()), (before, Some("19")), "the host's word");
+    assert_eq!(running.json(["vcpus", "--json"])[1]["class"], "nice:19");
+    while_others_compute(&running, id);
+    running.ctl(["sched", "1=nice:20"]).expect_code(125).expect_stderr("a nice value is -20 to 19");
+    running.ctl(["sched", "7=other"]).expect_code(125).expect_stderr("vCPU 7");
+}
+
+#[test]
 fn a_paused_machine_stands_still_and_refuses_what_needs_it() {
     let _beside_others = serial::shared();
     let Some(running) = Running::start(2) else { return };
