@@ -85,7 +85,7 @@ fn policy_nice_and_affinity_are_read_back() {
     assert_eq!((&set["policy"], &set["nice"]), (&"batch".into(), &(-5).into()));
     let bad: [(&[&str], &str); 5] = [
         (&["--policy", "fifo"], "no task can have such values"),
-        (&["--policy", "best"], "there is no policy"),
+        (&["--policy", "best"], "possible values: other, batch, idle, fifo, rr, deadline, delegated"),
         (&["--affinity", "40"], "none of these CPUs"),
         (&["--priority", "5"], "no task can have such values"),
         (&["--policy", "deadline", "--runtime", "9000000", "--deadline", "5000000"], "no task can have such values"),
