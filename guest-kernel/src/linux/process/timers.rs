@@ -4,7 +4,9 @@
 //! time is looked at when its time can have come at the earliest, and armed anew if it has not.
 //!
 //! A repeating timer goes on when its signal is taken ([`taken`]), as Linux's do: an interval shorter than a handler would leave the
-//! program no time. Signals that nobody takes don't stop it: it is looked at every [`TICK`], and what was missed is counted.
+//! program no time. Signals that nobody takes don't stop it: it is looked at every [`TICK`], and what was missed is counted. One that
+//! is due again whenever its signal is taken leaves the program nothing but its handler, for as long as a slow or busy machine takes for
+//! that: it is slowed down until it isn't ([`State::pause`]).
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -35,6 +37,8 @@ const SIGEV_THREAD_ID: u32 = 4;
 /// POSIX timers of one process, whatever RLIMIT_SIGPENDING says.
 const MAX_TIMERS: usize = 1024;
 const SECOND: u64 = 1_000_000_000;
+/// No repeating timer is slowed down by more than this.
+const MAX_PAUSE: u64 = SECOND;
 
 /// A process's timers.
 pub struct Timers {
@@ -112,7 +116,17 @@ struct State {
     /// When it fires, by its clock; `None`: disarmed.
     next: Option<Nanos>,
     interval: u64,
+    /// What it leaves to the program between a signal that was taken and the next, whatever the interval: twice as much each time
+    /// that it was due again by then, half as much each time that it was not.
+    pause: u64,
     handle: Option<TimerHandle>,
+}
+
+impl State {
+    /// A signal was taken, with the next one due already or not.
+    fn pace(&mut self, due: bool) {
+        self.pause = if due { (self.pause * 2).max(self.interval).min(MAX_PAUSE) } else { self.pause / 2 };
+    }
 }
 
 /// One timer.
@@ -132,7 +146,7 @@ impl Timer {
             process: Arc::downgrade(process),
             notify,
             clock,
-            state: SpinLock::new(State { next: None, interval: 0, handle: None }),
+            state: SpinLock::new(State { next: None, interval: 0, pause: 0, handle: None }),
             overrun: AtomicU32::new(0),
         })
     }
@@ -147,6 +161,7 @@ impl Timer {
             let handle = s.handle.take();
             s.next = next;
             s.interval = interval;
+            s.pause = 0;
             if let (Some(at), Some(me)) = (look, self.me.upgrade()) {
                 s.handle = Some(call_at(at, me));
             }
@@ -206,15 +221,18 @@ impl Timer {
     /// Its signal was taken: the next one may come when it is due.
     fn go_on(&self) {
         let Some((now, me)) = self.clock.now().zip(self.me.upgrade()) else { return };
-        let (next, handle) = {
+        let (next, pause, handle) = {
             let mut s = self.state.lock();
-            (s.next, s.handle.take())
+            let due = s.next.is_some_and(|next| next <= now);
+            s.pace(due);
+            (s.next, s.pause, s.handle.take())
         };
         if let Some(h) = handle {
             h.cancel();
         }
         if let Some(next) = next {
-            self.arm(next, self.clock.first_look(now, next), me);
+            let soonest = Nanos(time::now().0.saturating_add(pause));
+            self.arm(next, self.clock.first_look(now, next).max(soonest), me);
         }
     }
 
