@@ -57,7 +57,7 @@ fn a_hundred_megabytes_without_loss() {
     let (true, Some(busybox)) = (prereq::kvm_or_left_out(), prereq::busybox()) else { return };
     let _alone = serial::alone();
     let bytes = noise(100 << 20);
-    let outcome = Guest::new(2).stdin(bytes.clone()).timeout(Duration::from_secs(100)).run(&busybox, ["cat"]);
+    let outcome = Guest::new(2).stdin(bytes.clone()).timeout(Duration::from_secs(600)).run(&busybox, ["cat"]);
     outcome.expect_code(0);
     // Compared here and not by assert_eq, whose message would be a gigabyte.
     assert!(outcome.stdout == bytes, "{} of {} bytes arrived as they were sent", outcome.stdout.len(), bytes.len());
