@@ -51,7 +51,7 @@ macro_rules! check {
 }
 use check;
 
-const GROUPS: [&[Test]; 11] = [
+const GROUPS: [&[Test]; 12] = [
     memory::TESTS,
     scheduling::TESTS,
     races::TESTS,
@@ -61,6 +61,7 @@ const GROUPS: [&[Test]; 11] = [
     timing::TESTS,
     runtime::TASKS,
     runtime::STACKS,
+    runtime::FIGURES,
     rcu::TESTS,
     crash::TESTS,
 ];

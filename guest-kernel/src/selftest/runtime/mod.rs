@@ -1,6 +1,7 @@
 //! Futures as tasks of the kernel, in the guest: what the host can't test, which is executors on CPUs, interrupts, stacks and preemption.
 //! The tables, queues and lists themselves are tested and modelled in vcpu-sched.
 
+mod figures;
 mod stacks;
 mod tasks;
 
@@ -13,6 +14,7 @@ use vcpu_sched::runtime::JoinHandle;
 use super::{Test, TestResult, check, rounds, tests};
 use crate::runtime;
 
+pub(super) use figures::TESTS as FIGURES;
 pub(super) use stacks::TESTS as STACKS;
 pub(super) use tasks::TESTS as TASKS;
 
