@@ -23,6 +23,8 @@ pub const DEBUG: u32 = 1;
 /// `int3`.
 pub const BREAKPOINT: u32 = 3;
 const INT3: u8 = 0xcc;
+/// Raises a debug exception by itself.
+const ICEBP: u8 = 0xf1;
 
 /// What an event comes to.
 #[derive(Debug)]
@@ -105,7 +107,12 @@ impl Target {
                 }
                 let ended = self.running.steps.ended(Trap::Flag(thread));
                 if ended == Ended::Nothing {
-                    // The program steps itself, or the step was called off, which the kernel sees in the frame.
+                    // The program steps itself, or the step was called off. The kernel would see that in the frame; but by the time that it
+                    // looks, the flag there may be a new step's.
+                    let stepped = words[frame::RFLAGS] & RFLAGS_TF != 0;
+                    if !stepped && self.space(thread)?.read(words[frame::RIP].wrapping_sub(1), 1) != [ICEBP] {
+                        self.answer(vcpu)?;
+                    }
                     return Ok(Verdict::GoOn);
                 }
                 self.set_frame_word(thread, at, frame::RFLAGS, words[frame::RFLAGS] & !RFLAGS_TF)?;
