@@ -190,8 +190,12 @@ pub fn preempt_if_needed() {
 
 #[cold]
 fn preempt() {
-    // The wish stays, and is granted when the step is done.
-    if !debug_port::keeps_task() {
+    /// How long a wish is put off at a time.
+    const PUT_OFF: Nanos = Nanos::from_millis(5);
+    if debug_port::keeps_task() {
+        // The wish stays, so nobody asks again: the timer does. The step may be called off, and the program doesn't come here then.
+        cpu::this().timers.fire_within(PUT_OFF);
+    } else {
         preempt_now();
     }
 }
