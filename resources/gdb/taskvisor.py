@@ -45,33 +45,38 @@ class TaskWaiters(gdb.Command):
 
 
 class TaskWhere(gdb.Command):
-    """For each thread its innermost frame, and the innermost one of its program."""
+    """For each thread where it is, and where its program is. Nothing is unwound: the VMM knows both places."""
 
     def __init__(self):
         super().__init__("task-where", gdb.COMMAND_STATUS)
 
     @staticmethod
-    def place(frame):
-        sal = frame.find_sal()
+    def function(pc):
+        try:
+            block = gdb.block_for_pc(pc)
+        except RuntimeError:
+            block = None
+        while block is not None and block.function is None:
+            block = block.superblock
+        if block is not None:
+            return block.function.print_name
+        symbol = gdb.execute("info symbol %#x" % pc, to_string=True)
+        return "??" if symbol.startswith("No symbol") else symbol.split(" in section")[0].strip()
+
+    @classmethod
+    def place(cls, pc):
+        sal = gdb.find_pc_line(pc)
         line = " at %s:%d" % (sal.symtab.filename, sal.line) if sal.symtab else ""
-        return "%#x %s%s" % (frame.pc(), frame.name() or "??", line)
+        return "%#x %s%s" % (pc, cls.function(pc), line)
 
     def invoke(self, argument, from_tty):
-        selected = gdb.selected_thread()
-        for thread in sorted(gdb.selected_inferior().threads(), key=lambda t: t.ptid[1]):
-            thread.switch()
-            frame = gdb.newest_frame()
-            places = [self.place(frame)]
-            # Below here is the user half of every address space.
-            while frame is not None and frame.pc() >= 1 << 47:
-                frame = frame.older()
-            if frame is not None and frame != gdb.newest_frame():
-                places.append(self.place(frame))
-            print('%s "%s" (%s)' % (thread.ptid[1], thread.name, thread.details))
-            for place in places:
-                print("    " + place)
-        if selected is not None:
-            selected.switch()
+        threads = {t.ptid[1]: t for t in gdb.selected_inferior().threads()}
+        for line in gdb.execute("monitor where", to_string=True).splitlines():
+            ident, *places = (int(word, 0) for word in line.split())
+            if ident in threads:
+                print('%s "%s" (%s)' % (ident, threads[ident].name, threads[ident].details))
+                for pc in places:
+                    print("    " + self.place(pc))
 
 
 class TaskOnly(gdb.Command):

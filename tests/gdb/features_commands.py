@@ -17,6 +17,9 @@ def lists():
 def where():
     text = run("task-where")
     check("work" in text and "target.c" in text, "task-where: the program's place")
+    waiter = text.split('blocked on futex', 1)[1].splitlines()[1:3]
+    check(waiter[0].startswith("    0xffffffff"), "a thread that waits is in the kernel")
+    check(waiter[1].startswith("    0x4") and "??" not in waiter[1], "and its program's place is told too")
     equal(value("$task_id"), 1, "and the thread that was selected still is")
 
 

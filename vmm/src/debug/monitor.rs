@@ -16,6 +16,7 @@ help                   this text
 tasks                  the guest's tasks: state, CPU, times, what they wait for
 cpus                   the guest's CPUs and what they run
 runqueues              the tasks that are on each CPU or wait for it
+where                  for each thread its program counter, and that of its program if it is in the kernel
 symbols                lines that load the symbols of the guest's kernel and program
 translate ADDRESS      where a virtual address of the selected thread leads
 maps                   what is mapped in the selected thread's address space
@@ -39,6 +40,7 @@ pub fn run(session: &mut Session, selected: u32, line: &str) -> String {
         ("tasks", _) => tasks(session),
         ("cpus", _) => cpus(session),
         ("runqueues", _) => runqueues(session),
+        ("where", _) => places(session),
         ("symbols", _) => symbols(session),
         ("maps" | "vmas", _) => match session.target.root(selected) {
             Ok(root) => maps::render(&session.target.machine.ram, root),
@@ -123,6 +125,22 @@ fn runqueues(session: &mut Session) -> String {
             let (policy, nice) = (task.policy.as_deref().unwrap_or("?"), task.nice.unwrap_or(0));
             let _ = writeln!(out, "{:>10}  {:16} {policy:8} nice {nice:>3}", task.id, task.name);
         }
+    }
+    out
+}
+
+/// For clients that would otherwise have to unwind each thread's stack through the kernel.
+fn places(session: &mut Session) -> String {
+    let _ = session.target.show();
+    let ids: Vec<u32> = session.target.threads.iter().map(|thread| thread.id).collect();
+    let mut out = String::new();
+    for id in ids {
+        let Some(pc) = pc_of(session, id) else { continue };
+        let _ = write!(out, "{id} {pc:#x}");
+        if let Some(below) = session.target.program_pc(id).filter(|below| *below != pc) {
+            let _ = write!(out, " {below:#x}");
+        }
+        out.push('\n');
     }
     out
 }

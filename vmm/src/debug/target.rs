@@ -12,7 +12,7 @@ use vcpu_sched::taskdebug::frame;
 
 use super::breakpoints::{Points, Segments};
 use super::hub::Hub;
-use super::memory::{MemoryError, Space};
+use super::memory::{MemoryError, Space, USER_HALF};
 use super::registers::{
     Feature, REGISTERS, Values, VcpuRegisters, frame_word, is_vector, number, set_in_vcpu, switch_word,
 };
@@ -276,6 +276,18 @@ impl Target {
             values.set(number::CPU, cpu);
         }
         Ok(values)
+    }
+
+    /// Where a thread's program is, also while the thread is in the kernel.
+    pub fn program_pc(&mut self, id: u32) -> Option<u64> {
+        let pc = self.registers(id).ok()?.word(number::RIP)?;
+        if pc < USER_HALF {
+            return Some(pc);
+        }
+        let at = self.thread(id).ok().filter(|thread| thread.user).and(self.debug_places)?.extra;
+        let saved = self.space(id).ok()?.words::<{ frame::WORDS }>(at)?[frame::RIP];
+        // A task that has never been there has nothing saved.
+        (1..USER_HALF).contains(&saved).then_some(saved)
     }
 
     /// Sets a thread's register where it is kept now.
