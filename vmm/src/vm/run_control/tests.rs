@@ -8,6 +8,7 @@ use taskvisor_devices::bus::{Bus, BusKind};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::*;
+use crate::debug::hub::Hub;
 use crate::memory::Ram;
 use crate::vcpu::counts::ExitCounts;
 use crate::vcpu::kick;
@@ -17,6 +18,8 @@ const RAM: usize = 1 << 20;
 const COUNTERS: u64 = 0x2000;
 /// `l: inc dword [bx]; jmp l`: 16-bit code that counts forever, with interrupts off.
 const COUNT: [u8; 5] = [0x66, 0xff, 0x07, 0xeb, 0xfb];
+/// `l: inc dword [bx]; mov dx, 0x5cc; out dx, eax; jmp l`: counts, and tells a debugger each time.
+const RING: [u8; 10] = [0x66, 0xff, 0x07, 0xba, 0xcc, 0x05, 0x66, 0xef, 0xeb, 0xf6];
 /// `l: hlt; jmp l`, with interrupts off: nothing of the guest's wakes it.
 const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
 
@@ -29,6 +32,11 @@ struct Machine {
 
 /// `vcpus` vCPUs that run `code`. The irqchip in the kernel makes a halted vCPU wait there, as in a real machine.
 fn machine(vcpus: usize, code: &[u8]) -> Machine {
+    debugged(vcpus, code, None)
+}
+
+/// The same, with somebody to whom vCPUs report.
+fn debugged(vcpus: usize, code: &[u8], debug: Option<Arc<Hub>>) -> Machine {
     kick::install_handler().unwrap();
     let kvm = Kvm::new().unwrap();
     let vm = kvm.create_vm().unwrap();
@@ -64,7 +72,7 @@ fn machine(vcpus: usize, code: &[u8]) -> Machine {
             seat: control.take_seat(index).unwrap(),
             counts: Arc::new(ExitCounts::default()),
             tracer: None,
-            debug: None,
+            debug: debug.clone(),
             pauses: None,
         };
         thread::spawn(move || vcpu.run())
@@ -211,4 +219,27 @@ fn a_guest_that_is_held_from_the_start_begins_when_it_is_let_go() {
     assert!(matches!(taken.turn(), crate::vcpu::seat::Turn::Wait));
     paused.resume();
     assert!(matches!(taken.turn(), crate::vcpu::seat::Turn::Run));
+}
+
+#[test]
+fn a_vcpu_that_stops_again_as_soon_as_it_runs_stays_stopped() {
+    let hub = Arc::new(Hub::new().unwrap());
+    hub.attach(true);
+    let machine = debugged(1, &RING, Some(hub.clone()));
+    let reported = || {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while hub.take().is_empty() {
+            assert!(Instant::now() < deadline, "nothing is reported");
+            thread::yield_now();
+        }
+    };
+    reported();
+    let mut paused = machine.control.pause().unwrap();
+    let start = machine.counters()[0];
+    for turn in 1..=5_000 {
+        paused.release_stopped(0).unwrap();
+        reported();
+        paused.hold(0).unwrap();
+        assert_eq!(machine.counters()[0], start + turn, "it went on although nobody has answered it");
+    }
 }
