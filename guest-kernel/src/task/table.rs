@@ -40,9 +40,10 @@ const MAX_ID: u32 = 1 << 22;
 /// First kernel task number.
 pub const KERNEL_ID_BASE: u32 = MAX_ID + 1;
 
-/// Makes the table. Boot CPU, once RCU is there.
+/// Makes the table. Boot CPU, once RCU is there, by the one task that is older: its idle task.
 pub fn init() {
     TASKS.set(RcuMap::new(rcu::domain(), CHAINS));
+    insert(&super::current().to_arc());
 }
 
 /// A number for a new user task: the next one that nobody has.
