@@ -62,7 +62,7 @@ impl Guest {
             memory: "512M".into(),
             // Only a hang takes that long. Where ring 0 is interpreted, a new process costs some 200 ms, and the shell scripts
             // start a hundred while other tests run beside them.
-            timeout: Duration::from_secs(180),
+            timeout: Duration::from_secs(600),
             flags: Vec::new(),
             stdin: Vec::new(),
             env: Vec::new(),
