@@ -26,6 +26,8 @@ const ROOT: u64 = 0x000f_ffff_ffff_f000;
 const HLT: [u8; 1] = [0xf4];
 const IRETQ: [u8; 2] = [0x48, 0xcf];
 const SYSRETQ: [u8; 3] = [0x48, 0x0f, 0x07];
+/// `swapgs`: where KVM interprets ring 0, it doesn't end a step, nor does what follows it on the way to ring 3.
+const SWAPGS: [u8; 3] = [0x0f, 0x01, 0xf8];
 
 impl Target {
     /// Prepares a thread's step; it is made when the guest goes on.
@@ -55,7 +57,7 @@ impl Target {
             })?;
             return Ok(How::Flag);
         }
-        let code = self.space(id)?.read(regs.rip, SYSRETQ.len());
+        let code = self.leads_out(id, regs.rip)?;
         if code.starts_with(&IRETQ)
             && let Some([rip, cs]) = self.space(id)?.words::<2>(regs.rsp)
             && cs & 3 == 3
@@ -91,6 +93,12 @@ impl Target {
         Ok(How::Vcpu(vcpu))
     }
 
+    /// The code at an address of the kernel, without a `swapgs`.
+    fn leads_out(&mut self, id: u32, rip: u64) -> Result<Vec<u8>, TargetError> {
+        let code = self.space(id)?.read(rip, SWAPGS.len() + SYSRETQ.len());
+        Ok(code.strip_prefix(&SWAPGS).map_or_else(|| code.clone(), <[u8]>::to_vec))
+    }
+
     fn add_flag(&mut self, id: u32, at: u64) -> Result<(), TargetError> {
         let space = self.space(id)?;
         let Some([flags]) = space.words::<1>(at) else { return Err(TargetError::NoThread(id)) };
@@ -122,7 +130,7 @@ impl Target {
             // Or in the fault that fetching from there is on some hosts, its registers not yet saved.
             let faulting = at.is_some_and(|at| regs.rsp >= at && regs.rsp - at < frame::BYTES as u64)
                 && self.frame_word(id, at, frame::RIP)? == Some(entry);
-            if entering || faulting || self.space(id)?.read(regs.rip, SYSRETQ.len()).starts_with(&SYSRETQ) {
+            if entering || faulting || self.leads_out(id, regs.rip)?.starts_with(&SYSRETQ) {
                 // On its way in or out.
                 self.change_vcpu(vcpu, |vcpu| {
                     vcpu.regs.r11 = with(vcpu.regs.r11);
