@@ -107,7 +107,10 @@ fn futures() {
         if left > 0 {
             left -= 1;
             let (state, waits) = (task.state, task.waits);
-            log::emergency(format_args!("  future {state:?} ({waits:?}) on CPU {}, spawned at {}", task.cpu, task.location));
+            log::emergency(format_args!(
+                "  future {state:?} ({waits:?}) on CPU {}, spawned at {}",
+                task.cpu, task.location
+            ));
         }
     });
 }
