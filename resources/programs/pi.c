@@ -13,6 +13,8 @@
 
 /* linux/futex.h, which not every C library's headers have. */
 enum {
+    FUTEX_WAIT_PRIVATE = 0 | 128,
+    FUTEX_WAKE_PRIVATE = 1 | 128,
     FUTEX_LOCK_PI_PRIVATE = 6 | 128,
     FUTEX_UNLOCK_PI_PRIVATE = 7 | 128,
     FUTEX_TRYLOCK_PI_PRIVATE = 8 | 128,
@@ -81,22 +83,28 @@ static void exclusion(void) {
 /* 2: inheritance. All on one CPU: low holds `first`; mid holds `second` and waits for `first`; high waits for `second`; a spinner
  * between them runs until high has had it. Without inheritance through both, low never runs again. */
 static pthread_mutex_t first, second;
-static volatile int stage, done;
-static int ready;
+static volatile int done;
+static uint32_t stage, ready;
+/* Nobody looks again and again: threads of real-time priority that do would leave none of the CPU to who has none. */
+static void await(uint32_t *word, uint32_t value) {
+    uint32_t seen;
+    while ((seen = __atomic_load_n(word, __ATOMIC_SEQ_CST)) < value)
+        futex(word, FUTEX_WAIT_PRIVATE, seen, NULL);
+}
+static void reach(uint32_t *word) {
+    __atomic_fetch_add(word, 1, __ATOMIC_SEQ_CST);
+    futex(word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL);
+}
 static void begin(int priority) {
     be(SCHED_FIFO, priority);
-    __atomic_fetch_add(&ready, 1, __ATOMIC_SEQ_CST);
-}
-static void pass(int from) {
-    while (stage < from)
-        usleep(1000);
+    reach(&ready);
 }
 static void *low(void *unused) {
     (void)unused;
     begin(10);
     pthread_mutex_lock(&first);
-    stage = 1;
-    pass(4);
+    reach(&stage);
+    await(&stage, 4);
     struct sched_param p;
     CHECK(syscall(SYS_sched_getscheduler, 0) == SCHED_FIFO, "the policy that is shown");
     CHECK(syscall(SYS_sched_getparam, 0, &p) == 0 && p.sched_priority == 10, "the priority that is shown");
@@ -106,9 +114,9 @@ static void *low(void *unused) {
 static void *mid(void *unused) {
     (void)unused;
     begin(20);
-    pass(1);
+    await(&stage, 1);
     pthread_mutex_lock(&second);
-    stage = 2;
+    reach(&stage);
     pthread_mutex_lock(&first);
     pthread_mutex_unlock(&first);
     pthread_mutex_unlock(&second);
@@ -117,7 +125,7 @@ static void *mid(void *unused) {
 static void *high(void *unused) {
     (void)unused;
     begin(50);
-    pass(3);
+    await(&stage, 3);
     pthread_mutex_lock(&second);
     done = 1;
     pthread_mutex_unlock(&second);
@@ -126,14 +134,12 @@ static void *high(void *unused) {
 static void *spinner(void *unused) {
     (void)unused;
     begin(60);
-    pass(2);
-    /* Who has no real-time priority yet would never get one. */
-    while (__atomic_load_n(&ready, __ATOMIC_SEQ_CST) < 4)
-        usleep(1000);
-    stage = 3;
+    await(&stage, 2);
+    await(&ready, 4); /* Who has no real-time priority yet would never get one. */
+    reach(&stage);
     usleep(20000); /* high comes to wait */
     be(SCHED_FIFO, 30);
-    stage = 4;
+    reach(&stage);
     while (!done)
         ;
     return NULL;
