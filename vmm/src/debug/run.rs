@@ -4,8 +4,9 @@
 //! breakpoint that wasn't meant for it ([`super::steps`]). A second thread that hits something while the first is reported isn't
 //! remembered: it is put before the instruction and hits it again. What a report means is [`super::judge`]'s. Invariants:
 //! nothing of the debugger is left in the guest while it stands still, neither `int3` nor trap flag; a vCPU that has stopped by itself goes
-//! on only when its report has been heard; a vCPU runs alone, and its thread unpreempted, for [`ALONE`] at most, then all do, since
-//! what the thread waits for may be on another.
+//! on only when its report has been heard; a vCPU runs alone, and its thread unpreempted, for a limited time, then all do, since
+//! what the thread waits for may be on another: a lock of the guest's kernel, most often. No thread runs while a breakpoint is lifted
+//! for another: what takes too long is put off ([`Target::put_off`]), and the thread meets its breakpoint again.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -21,8 +22,13 @@ use super::steps::{How, Step, Steps};
 use super::stop::{Stop, Why, signal};
 use super::target::{Target, TargetError};
 
-/// How long a vCPU may run alone.
-pub const ALONE: Duration = Duration::from_millis(500);
+/// How long a vCPU may run alone for a client's step.
+const ALONE: Duration = Duration::from_millis(500);
+/// How long at first to get over a breakpoint, which is one instruction: a pause that is hardly seen. Each time that this isn't enough it
+/// is doubled, for a loaded host, up to some [`ALONE`].
+const ALONE_OVER: Duration = Duration::from_millis(20);
+/// How often it is doubled.
+const DOUBLED: u32 = 5;
 
 /// What runs, and since when.
 #[derive(Debug)]
@@ -32,6 +38,8 @@ pub struct Running {
     locked: bool,
     /// A vCPU runs alone since then.
     alone: Option<Instant>,
+    /// How often in a row a step over a breakpoint was put off.
+    put_off: u32,
     /// vCPUs that have stopped by themselves, and whose reports were heard.
     heard: HashSet<usize>,
     pub(super) settings: Settings,
@@ -51,6 +59,7 @@ impl Default for Running {
             steps: Steps::default(),
             locked: false,
             alone: None,
+            put_off: 0,
             heard: HashSet::new(),
             settings: Settings::default(),
             calls: Calls::None,
@@ -153,6 +162,10 @@ impl Target {
 
     /// From standing still into what the steps say.
     fn start(&mut self) -> Result<(), TargetError> {
+        // It waits for something in the guest's kernel, and will for as long as only it may run.
+        if self.running.steps.over().is_some_and(|step| self.thread(step.thread).map_or(true, |it| it.vcpu.is_none())) {
+            self.put_off()?;
+        }
         let (step, except) = (self.running.steps.first(), self.running.steps.except());
         self.points.arrive =
             step.and_then(|step| if let How::Arrive(address) = step.how { Some(address) } else { None });
@@ -193,14 +206,20 @@ impl Target {
 
     /// When somebody has to look after a vCPU that runs alone.
     pub fn deadline(&self) -> Option<Instant> {
-        self.running.alone.map(|since| since + ALONE)
+        let patience = match self.running.steps.over() {
+            Some(_) => ALONE_OVER * 2u32.pow(self.running.put_off.min(DOUBLED)),
+            None => ALONE,
+        };
+        self.running.alone.map(|since| since + patience)
     }
 
     /// What vCPUs have reported, or nothing for too long: a stop to be told, if there is one.
     pub fn look(&mut self) -> Result<Option<Stop>, TargetError> {
         let mut reports = self.machine.hub.take();
-        if reports.is_empty() {
-            if self.deadline().is_some_and(|deadline| Instant::now() >= deadline) {
+        let late = reports.is_empty() && self.deadline().is_some_and(|deadline| Instant::now() >= deadline);
+        let going_over = self.running.steps.over().is_some();
+        if reports.is_empty() && !(late && going_over) {
+            if late {
                 self.release_all();
             }
             return Ok(None);
@@ -211,7 +230,7 @@ impl Target {
             matches!(event, Event::Published | Event::Rang { event: event::FAULT_RESOLVED, .. })
                 || self.is_idle_call(event)
         };
-        if reports.iter().all(|report| more(&report.event)) && self.running.alone.is_none() {
+        if !late && reports.iter().all(|report| more(&report.event)) && self.running.alone.is_none() {
             self.plant_more()?;
             for report in reports {
                 self.running.heard.remove(&report.vcpu);
@@ -238,13 +257,33 @@ impl Target {
             self.running.last = Some(stop);
             return Ok(Some(stop));
         }
-        // One at a time. Where all run, since the first takes long, a second meets its breakpoint until the first is done.
+        if self.running.steps.over().is_some() && late {
+            self.put_off()?;
+        } else if going_over && self.running.steps.over().is_none() {
+            self.running.put_off = 0;
+        }
+        // One at a time. A second that has met its breakpoint meets it again when the first is done.
         if let Some((thread, address)) = over.filter(|_| self.running.steps.except().is_none()) {
             let how = self.arm(thread)?;
             self.running.steps.begin_over(thread, how, address);
         }
         self.start()?;
+        if late && self.running.steps.over().is_none() {
+            // The client's step may be one that is made alone.
+            self.release_all();
+        }
         Ok(None)
+    }
+
+    /// The step over a breakpoint isn't made now: all run, with all breakpoints in their places, until its thread meets it again.
+    fn put_off(&mut self) -> Result<(), TargetError> {
+        self.running.put_off = self.running.put_off.saturating_add(1);
+        let Some(over) = self.running.steps.put_off() else { return Ok(()) };
+        // The client's own step of that thread goes on.
+        if over.how == How::Flag && !self.running.steps.flagged().contains(&over.thread) {
+            self.set_flag(over.thread, false)?;
+        }
+        Ok(())
     }
 
     /// There may be more to plant: nobody is stopped for it longer than that takes.

@@ -5,6 +5,7 @@
 //!  nothing ------- begin -------> stepping    any --- begin_over ---> the same, and over
 //!  stepping --- its trap -------> nothing     over --- its trap ----> what was before; the client's step of the
 //!  any ------- call off --------> nothing                              same thread is done with it
+//!                                            over --- put off -----> what was before
 //! ```
 //! Invariants: a trap is one step's or nobody's, by the thread whose flag was set or the vCPU that KVM stepped; a step that was called off
 //! is forgotten: its trap, if it has happened already, is the guest's kernel's to drop (`vcpu_sched::taskdebug`). Called by
@@ -125,6 +126,16 @@ impl Steps {
         }
     }
 
+    /// The step over a breakpoint.
+    pub fn over(&self) -> Option<Step> {
+        self.over.map(|(step, _)| step)
+    }
+
+    /// It isn't under way any more.
+    pub fn put_off(&mut self) -> Option<Step> {
+        self.over.take().map(|(step, _)| step)
+    }
+
     /// No step is under way any more; those that were.
     pub fn call_off(&mut self) -> impl Iterator<Item = Step> + use<> {
         let (over, client) = (self.over.take(), self.client.take());
@@ -181,6 +192,17 @@ mod tests {
         steps.begin_over(7, How::Flag, 0x40);
         assert_eq!(steps.ended(Trap::Flag(7)), Ended::Client);
         assert_eq!(steps.except(), None);
+    }
+
+    #[test]
+    fn going_over_is_put_off_and_the_client_s_step_stays() {
+        let mut steps = Steps::default();
+        assert_eq!(steps.put_off(), None);
+        steps.begin(Some(FLAG));
+        steps.begin_over(9, How::Flag, 0x40);
+        assert_eq!(steps.put_off().map(|step| step.thread), Some(9));
+        assert_eq!((steps.over(), steps.except(), steps.client()), (None, None, Some(FLAG)));
+        assert_eq!(steps.ended(Trap::Flag(9)), Ended::Nothing);
     }
 
     #[test]
