@@ -48,7 +48,7 @@ impl Image {
 
     /// Runs it under `-accel tcg`.
     pub fn run_tcg(&self, qemu: &Path, vcpus: u32) -> Outcome {
-        self.qemu(qemu, "tcg", "q35", vcpus).args(["-cpu", "max"]).limit(Duration::from_secs(90)).run()
+        self.qemu(qemu, "tcg", "q35", vcpus).args(["-cpu", "max"]).limit(Duration::from_secs(600)).run()
     }
 }
 

@@ -111,3 +111,8 @@ fn the_kernel_is_debugged_from_its_first_instruction() {
 fn tasks_on_no_cpu_are_seen_unwound_and_stepped() {
     Scene { symbols: false, ..Scene::new(&["float"], "idle.py", "product 6.750") }.on(&[2]);
 }
+
+#[test]
+fn the_kernel_s_breakpoints_on_the_way_over_the_program_s() {
+    Scene { symbols: false, ..Scene::new(&["hits", "4", "20"], "on_the_way.py", "total 80") }.on(&[1, 2]);
+}

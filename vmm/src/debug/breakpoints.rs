@@ -133,10 +133,10 @@ impl Points {
     }
 
     /// Puts `int3`s where they belong, but not at `except`. `roots`: the address spaces by process, and any for the kernel.
-    pub fn plant(&mut self, ram: &Ram, roots: &[(Option<u32>, u64)], except: Option<u64>) -> Planted {
+    pub fn plant(&mut self, ram: &Ram, roots: &[(Option<u32>, u64)], except: &[u64]) -> Planted {
         let mut waiting = false;
         let mut places = Vec::new();
-        for (address, home) in self.soft().filter(|(address, _)| Some(*address) != except) {
+        for (address, home) in self.soft().filter(|(address, _)| !except.contains(address)) {
             match home {
                 Home::Kernel => places.extend(self.kernel_place(ram, roots, address)),
                 Home::Process(process) => {
@@ -227,12 +227,12 @@ mod tests {
         let mut points = Points::new(vec![(0xffff_ffff_8010_0000, 0x10_0000, 0x1000)]);
         assert!(points.insert(Kind::Software, USER, Some(7), vec![]));
         assert!(points.insert(Kind::Software, KERNEL, Some(7), vec![]));
-        assert_eq!(points.plant(&ram, &ROOTS, None), Planted { waiting: false });
+        assert_eq!(points.plant(&ram, &ROOTS, &[]), Planted { waiting: false });
         assert_eq!((byte(&ram, 0x9234), byte(&ram, 0x10_0010)), (INT3, INT3));
-        points.plant(&ram, &ROOTS, None);
+        points.plant(&ram, &ROOTS, &[]);
         points.lift(&ram);
         assert_eq!((byte(&ram, 0x9234), byte(&ram, 0x10_0010)), (0x55, 0));
-        points.plant(&ram, &ROOTS, Some(USER));
+        points.plant(&ram, &ROOTS, &[USER]);
         assert_eq!(byte(&ram, 0x9234), 0x55);
     }
 
@@ -241,12 +241,12 @@ mod tests {
         let ram = ram();
         let mut points = Points::default();
         points.insert(Kind::Software, 0x40_2000, Some(7), vec![]);
-        assert_eq!(points.plant(&ram, &ROOTS, None), Planted { waiting: true });
+        assert_eq!(points.plant(&ram, &ROOTS, &[]), Planted { waiting: true });
         points.remove(Kind::Software, 0x40_2000);
         points.insert(Kind::Software, USER, None, vec![]);
-        assert_eq!(points.plant(&ram, &[(None, 0x1000)], None), Planted { waiting: true });
+        assert_eq!(points.plant(&ram, &[(None, 0x1000)], &[]), Planted { waiting: true });
         assert_eq!(byte(&ram, 0x9234), 0x55, "there is no program yet");
-        points.plant(&ram, &ROOTS, None);
+        points.plant(&ram, &ROOTS, &[]);
         assert_eq!(byte(&ram, 0x9234), INT3);
     }
 
@@ -255,7 +255,7 @@ mod tests {
         let ram = ram();
         let mut points = Points::default();
         points.insert(Kind::Software, USER, Some(7), vec![]);
-        points.plant(&ram, &ROOTS, None);
+        points.plant(&ram, &ROOTS, &[]);
         ram.write_obj(0x90u8, GuestAddress(0x9234)).unwrap();
         points.lift(&ram);
         assert_eq!(byte(&ram, 0x9234), 0x90);

@@ -170,12 +170,12 @@ impl Target {
         self.points.arrive =
             step.and_then(|step| if let How::Arrive(address) = step.how { Some(address) } else { None });
         // Where the step is to be made alone: the vCPU that the thread is on.
-        let alone = except.is_some() || self.running.locked;
+        let alone = !except.is_empty() || self.running.locked;
         let on = step.and_then(|step| self.thread(step.thread).ok()?.vcpu).filter(|_| alone);
 
         let roots = self.roots();
-        let planted = self.points.plant(&self.machine.ram, &roots, except);
-        self.machine.hub.set_planted(self.points.kernel().filter(|address| Some(*address) != except));
+        let planted = self.points.plant(&self.machine.ram, &roots, &except);
+        self.machine.hub.set_planted(self.points.kernel().filter(|address| !except.contains(address)));
         let faults = if planted.waiting { flags::FAULTS } else { 0 };
         let observed = self.observe(step.is_some())?;
         self.tell(faults | observed | if on.is_some() { flags::KEEP } else { 0 });
@@ -245,7 +245,9 @@ impl Target {
         let mut over = None;
         let first = events.first().and_then(|(vcpu, _)| self.thread_on(*vcpu)).map(|thread| thread.id);
         for (vcpu, event) in events {
-            match self.judge(vcpu, event)? {
+            let verdict = self.judge(vcpu, event)?;
+            log::trace!("debugger: vCPU {vcpu}: {event:x?}: {verdict:x?}");
+            match verdict {
                 Verdict::Report(_) if report.is_some() => self.undo(vcpu)?,
                 Verdict::Report(stop) => report = Some(stop),
                 Verdict::Over(thread, address) => over = Some((thread, address)),
@@ -262,8 +264,9 @@ impl Target {
         } else if going_over && self.running.steps.over().is_none() {
             self.running.put_off = 0;
         }
-        // One at a time. A second that has met its breakpoint meets it again when the first is done.
-        if let Some((thread, address)) = over.filter(|_| self.running.steps.except().is_none()) {
+        // One thread at a time. A second that has met its breakpoint meets it again when the first is done.
+        let other = |thread| self.running.steps.over().is_some_and(|step| step.thread != thread);
+        if let Some((thread, address)) = over.filter(|(thread, _)| !other(*thread)) {
             let how = self.arm(thread)?;
             self.running.steps.begin_over(thread, how, address);
         }
@@ -278,12 +281,11 @@ impl Target {
     /// The step over a breakpoint isn't made now: all run, with all breakpoints in their places, until its thread meets it again.
     fn put_off(&mut self) -> Result<(), TargetError> {
         self.running.put_off = self.running.put_off.saturating_add(1);
-        let Some(over) = self.running.steps.put_off() else { return Ok(()) };
+        let overs: Vec<Step> = self.running.steps.put_off().collect();
         // The client's own step of that thread goes on.
-        if over.how == How::Flag && !self.running.steps.flagged().contains(&over.thread) {
-            self.set_flag(over.thread, false)?;
-        }
-        Ok(())
+        let flagged = self.running.steps.flagged();
+        let ours = overs.iter().filter(|over| over.how == How::Flag && !flagged.contains(&over.thread));
+        ours.map(|over| over.thread).try_for_each(|thread| self.set_flag(thread, false))
     }
 
     /// There may be more to plant: nobody is stopped for it longer than that takes.
@@ -291,7 +293,7 @@ impl Target {
         let still = self.machine.control.pause_briefly()?;
         self.refresh();
         let roots = self.roots();
-        let planted = self.points.plant(&self.machine.ram, &roots, self.running.steps.except());
+        let planted = self.points.plant(&self.machine.ram, &roots, &self.running.steps.except());
         self.tell(self.running.settings.told() & !flags::FAULTS | if planted.waiting { flags::FAULTS } else { 0 });
         still.resume();
         Ok(())

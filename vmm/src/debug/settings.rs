@@ -71,7 +71,7 @@ impl Target {
     /// Gives a vCPU the debug settings that it needs, if it has others.
     pub(super) fn set_debug(&mut self, vcpu: usize) -> Result<(), TargetError> {
         let except = self.running.steps.except();
-        let hardware: Vec<u64> = self.points.hardware().filter(|address| Some(*address) != except).collect();
+        let hardware: Vec<u64> = self.points.hardware().filter(|address| !except.contains(address)).collect();
         let mut control = 0;
         if self.points.kernel().next().is_some() {
             control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;

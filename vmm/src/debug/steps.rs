@@ -7,6 +7,9 @@
 //!  any ------- call off --------> nothing                              same thread is done with it
 //!                                            over --- put off -----> what was before
 //! ```
+//! A thread on its way over a breakpoint of its program may meet one of the kernel, which is gone over first: at most one of each is
+//! under way, of one thread.
+//!
 //! Invariants: a trap is one step's or nobody's, by the thread whose flag was set or the vCPU that KVM stepped; a step that was called off
 //! is forgotten: its trap, if it has happened already, is the guest's kernel's to drop (`vcpu_sched::taskdebug`). Called by
 //! [`super::run`] and [`super::judge`].
@@ -71,7 +74,10 @@ impl Step {
 #[derive(Debug, Default)]
 pub struct Steps {
     client: Option<Step>,
-    over: Option<(Step, u64)>,
+    /// Over a breakpoint, by the trap flag, with where it is.
+    over_program: Option<(Step, u64)>,
+    /// By KVM, in the kernel, before that.
+    over_kernel: Option<(Step, u64)>,
 }
 
 impl Steps {
@@ -80,14 +86,18 @@ impl Steps {
         self.client = step;
     }
 
-    /// A thread goes over this address.
+    /// A thread goes over this address, the only one that does.
     pub fn begin_over(&mut self, thread: u32, how: How, address: u64) {
-        self.over = Some((Step { thread, how, range: None }, address));
+        let over = Some((Step { thread, how, range: None }, address));
+        match how {
+            How::Vcpu(_) => self.over_kernel = over,
+            How::Flag | How::Arrive(_) => (self.over_program, self.over_kernel) = (over, None),
+        }
     }
 
     /// What is stepped first: over comes before anything else.
     pub fn first(&self) -> Option<Step> {
-        self.over.map(|(step, _)| step).or(self.client)
+        self.over().or(self.client)
     }
 
     /// The client's.
@@ -96,8 +106,8 @@ impl Steps {
     }
 
     /// Where no breakpoint may stand meanwhile.
-    pub fn except(&self) -> Option<u64> {
-        self.over.map(|(_, address)| address)
+    pub fn except(&self) -> Vec<u64> {
+        self.overs().map(|(_, address)| address).collect()
     }
 
     /// Which vCPUs KVM steps.
@@ -108,42 +118,54 @@ impl Steps {
     /// Whose trap flag is ours.
     pub fn flagged(&self) -> [u32; STEPPED] {
         let one = |step: Option<Step>| step.filter(|step| step.how == How::Flag).map_or(0, |step| step.thread);
-        [one(self.over.map(|(step, _)| step)), one(self.client)]
+        [one(self.over_program.map(|(step, _)| step)), one(self.client)]
     }
 
     /// Something has trapped.
     pub fn ended(&mut self, trap: Trap) -> Ended {
-        let client = |step: Option<Step>| step.is_some_and(|step| step.ends_by(trap));
-        match self.over {
-            Some((over, _)) if over.ends_by(trap) => {
-                self.over = None;
-                // One instruction of its thread, whoever wanted it.
-                let same = self.client.is_some_and(|step| step.thread == over.thread);
-                if same { Ended::Client } else { Ended::Over }
-            }
-            _ if client(self.client) => Ended::Client,
-            _ => Ended::Nothing,
+        let ends = |step: &Step| step.ends_by(trap);
+        let over = [&mut self.over_kernel, &mut self.over_program]
+            .into_iter()
+            .find(|over| over.is_some_and(|(step, _)| ends(&step)));
+        match over.and_then(Option::take) {
+            // One instruction of its thread, whoever wanted it. An instruction of the kernel is none of its program.
+            Some((over, _)) => match self.client {
+                Some(step) if step.thread == over.thread && step.how.by_kvm() == over.how.by_kvm() => Ended::Client,
+                _ => Ended::Over,
+            },
+            None if self.client.as_ref().is_some_and(ends) => Ended::Client,
+            None => Ended::Nothing,
         }
     }
 
-    /// The step over a breakpoint.
+    /// The step over a breakpoint that comes first.
     pub fn over(&self) -> Option<Step> {
-        self.over.map(|(step, _)| step)
+        self.overs().map(|(step, _)| step).next()
     }
 
-    /// It isn't under way any more.
-    pub fn put_off(&mut self) -> Option<Step> {
-        self.over.take().map(|(step, _)| step)
+    /// No breakpoint is gone over any more; those steps that were under way.
+    pub fn put_off(&mut self) -> impl Iterator<Item = Step> + use<> {
+        let overs = [self.over_kernel.take(), self.over_program.take()];
+        overs.into_iter().flatten().map(|(step, _)| step)
     }
 
     /// No step is under way any more; those that were.
     pub fn call_off(&mut self) -> impl Iterator<Item = Step> + use<> {
-        let (over, client) = (self.over.take(), self.client.take());
-        over.map(|(step, _)| step).into_iter().chain(client)
+        self.put_off().chain(self.client.take())
+    }
+
+    fn overs(&self) -> impl Iterator<Item = (Step, u64)> {
+        self.over_kernel.into_iter().chain(self.over_program)
     }
 
     fn all(&self) -> impl Iterator<Item = Step> {
-        self.over.map(|(step, _)| step).into_iter().chain(self.client)
+        self.overs().map(|(step, _)| step).chain(self.client)
+    }
+}
+
+impl How {
+    fn by_kvm(self) -> bool {
+        matches!(self, Self::Vcpu(_))
     }
 }
 
@@ -177,10 +199,10 @@ mod tests {
         let mut steps = Steps::default();
         steps.begin(Some(FLAG));
         steps.begin_over(9, How::Flag, 0x40);
-        assert_eq!((steps.first().map(|step| step.thread), steps.except()), (Some(9), Some(0x40)));
+        assert_eq!((steps.first().map(|step| step.thread), steps.except()), (Some(9), vec![0x40]));
         assert_eq!(steps.flagged(), [9, 7]);
         assert_eq!(steps.ended(Trap::Flag(9)), Ended::Over);
-        assert_eq!((steps.first(), steps.except()), (Some(FLAG), None));
+        assert_eq!((steps.first(), steps.except()), (Some(FLAG), vec![]));
         assert_eq!(steps.ended(Trap::Flag(9)), Ended::Nothing);
         assert_eq!(steps.ended(Trap::Flag(7)), Ended::Client);
     }
@@ -191,17 +213,33 @@ mod tests {
         steps.begin(Some(FLAG));
         steps.begin_over(7, How::Flag, 0x40);
         assert_eq!(steps.ended(Trap::Flag(7)), Ended::Client);
-        assert_eq!(steps.except(), None);
+        assert!(steps.except().is_empty());
+    }
+
+    #[test]
+    fn the_kernel_s_breakpoint_on_the_way_is_gone_over_first() {
+        let mut steps = Steps::default();
+        steps.begin(Some(FLAG));
+        steps.begin_over(7, How::Flag, 0x40);
+        steps.begin_over(7, How::Vcpu(1), 0x8000);
+        assert_eq!((steps.first().map(|step| step.how), steps.except()), (Some(How::Vcpu(1)), vec![0x8000, 0x40]));
+        assert_eq!(steps.ended(Trap::Vcpu(1)), Ended::Over, "the client steps the program");
+        assert_eq!((steps.except(), steps.flagged()), (vec![0x40], [7, 7]));
+        assert_eq!(steps.ended(Trap::Flag(7)), Ended::Client);
+        // A signal on the way: its handler begins at another breakpoint.
+        steps.begin_over(7, How::Flag, 0x40);
+        steps.begin_over(7, How::Flag, 0x80);
+        assert_eq!(steps.except(), [0x80]);
     }
 
     #[test]
     fn going_over_is_put_off_and_the_client_s_step_stays() {
         let mut steps = Steps::default();
-        assert_eq!(steps.put_off(), None);
+        assert_eq!(steps.put_off().count(), 0);
         steps.begin(Some(FLAG));
         steps.begin_over(9, How::Flag, 0x40);
-        assert_eq!(steps.put_off().map(|step| step.thread), Some(9));
-        assert_eq!((steps.over(), steps.except(), steps.client()), (None, None, Some(FLAG)));
+        assert_eq!(steps.put_off().map(|step| step.thread).collect::<Vec<_>>(), [9]);
+        assert_eq!((steps.over(), steps.except(), steps.client()), (None, vec![], Some(FLAG)));
         assert_eq!(steps.ended(Trap::Flag(9)), Ended::Nothing);
     }
 
@@ -213,6 +251,6 @@ mod tests {
         assert!(steps.vcpu_is_stepped(1) && !steps.vcpu_is_stepped(0));
         assert_eq!(steps.call_off().map(|step| step.thread).collect::<Vec<_>>(), [9, 7]);
         assert_eq!((steps.ended(Trap::Flag(7)), steps.ended(Trap::Vcpu(1))), (Ended::Nothing, Ended::Nothing));
-        assert_eq!((steps.first(), steps.except(), steps.flagged()), (None, None, [0, 0]));
+        assert_eq!((steps.first(), steps.except(), steps.flagged()), (None, vec![], [0, 0]));
     }
 }
