@@ -16,6 +16,14 @@ pub(super) struct Guest {
     line: ClockLine,
 }
 
+/// The CPUs are told of a pause at once if they have run for so long since they were last told, or have stood still for [`STOOD_MS`].
+/// Until then each one's scheduler counts as running time what it stood still, and a timer that fires too early is armed again. Being
+/// told is an interrupt: with one after each pause, a debugger that stops the guest in the handler for a moment, over and over, would
+/// have it do nothing else.
+const RAN_MS: u64 = 20;
+/// See [`RAN_MS`]. Many times as long as a debugger's stop, of which there may be several in one handler.
+const STOOD_MS: u64 = 200;
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct State {
@@ -27,6 +35,10 @@ pub(super) struct State {
     pub stopped_at: Option<u64>,
     /// How many pauses there are.
     stops: u32,
+    /// Ticks that it has stood still.
+    stood: u64,
+    /// When the CPUs were told last: the counter without what it stood still, and that.
+    told: Option<(u64, u64)>,
     pub changes: u64,
     /// The counters themselves have the offsets.
     native: bool,
@@ -34,7 +46,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(rate: Rate, offsets: Vec<i64>, native: bool) -> Self {
-        Self { rate, offsets, guest: None, stopped_at: None, stops: 0, changes: 0, native }
+        Self { rate, offsets, guest: None, stopped_at: None, stops: 0, stood: 0, told: None, changes: 0, native }
     }
 
     /// The guest shows its page: what was asked for comes into force.
@@ -72,7 +84,10 @@ impl State {
         let line = f(standing, now)?;
         guest.page.get().set_line(&line);
         guest.line = line;
-        self.stopped_at = self.stopped_at.map(|_| now);
+        if let Some(stopped) = &mut self.stopped_at {
+            self.stood = self.stood.wrapping_add(now.wrapping_sub(*stopped));
+            *stopped = now;
+        }
         Ok(())
     }
 
@@ -103,7 +118,7 @@ impl State {
         }
     }
 
-    /// One pause ends. Returns whether virtual time goes on with another line.
+    /// One pause ends. Returns whether the CPUs shall be told now that virtual time goes on with another line.
     pub(super) fn go_on(&mut self) -> bool {
         self.stops = self.stops.saturating_sub(1);
         if self.stops > 0 || self.stopped_at.is_none() {
@@ -111,7 +126,17 @@ impl State {
         }
         // The line is always one that was in force: nothing can fail.
         let changed = self.change_line(|line, _| Ok(line)).is_ok();
-        self.stopped_at = None;
-        changed
+        let stopped_at = self.stopped_at.take();
+        let Some((now, guest)) = stopped_at.zip(self.guest.as_ref()) else { return false };
+        let ran = now.wrapping_sub(self.stood);
+        // Kilohertz are ticks a millisecond.
+        let ms = u64::from(guest.line.counter.0);
+        let due = self.told.is_none_or(|(told, stood)| {
+            ran.wrapping_sub(told) >= RAN_MS * ms || self.stood.wrapping_sub(stood) >= STOOD_MS * ms
+        });
+        if changed && due {
+            self.told = Some((ran, self.stood));
+        }
+        changed && due
     }
 }

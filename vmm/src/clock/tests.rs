@@ -1,5 +1,7 @@
 //! The clock's state machine on a page in memory that a test plays the guest of.
 
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 use vcpu_sched::clock::page::BYTES;
 use vcpu_sched::directory::EntryKind;
@@ -89,6 +91,25 @@ fn a_clock_that_stands_still_shows_one_time_and_goes_on_from_there() {
     let line = open(&ram).get().checked().unwrap();
     assert_eq!((Some(line.base_ns), state.stopped_at), (stopped, None));
     assert!(!state.go_on(), "nothing left to end");
+}
+
+#[test]
+fn cpus_are_not_told_of_every_short_pause() {
+    let ram = guest();
+    let mut state = begun(&ram, Rate::REAL, vec![0]);
+    let mut pause = |length: Duration| {
+        state.stop();
+        std::thread::sleep(length);
+        state.go_on()
+    };
+    assert!(pause(Duration::ZERO), "the first");
+    let begin = Instant::now();
+    let told = (0..100).filter(|_| pause(Duration::from_micros(100))).count();
+    // However slow the host is.
+    assert!(told as u128 <= begin.elapsed().as_millis() / 20, "told {told} times in {:?}", begin.elapsed());
+    assert!(pause(Duration::from_millis(250)), "a long one");
+    std::thread::sleep(Duration::from_millis(25));
+    assert!(pause(Duration::ZERO), "they have run meanwhile");
 }
 
 proptest! {

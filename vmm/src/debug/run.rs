@@ -246,7 +246,7 @@ impl Target {
         let first = events.first().and_then(|(vcpu, _)| self.thread_on(*vcpu)).map(|thread| thread.id);
         for (vcpu, event) in events {
             let verdict = self.judge(vcpu, event)?;
-            log::trace!("debugger: vCPU {vcpu}: {event:x?}: {verdict:x?}");
+            log::debug!("debugger: vCPU {vcpu}: {event:x?}: {verdict:x?}");
             match verdict {
                 Verdict::Report(_) if report.is_some() => self.undo(vcpu)?,
                 Verdict::Report(stop) => report = Some(stop),
