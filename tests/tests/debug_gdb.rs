@@ -116,3 +116,8 @@ fn tasks_on_no_cpu_are_seen_unwound_and_stepped() {
 fn the_kernel_s_breakpoints_on_the_way_over_the_program_s() {
     Scene { symbols: false, ..Scene::new(&["hits", "4", "20"], "on_the_way.py", "total 80") }.on(&[1, 2]);
 }
+
+#[test]
+fn nobody_passes_while_gdb_steps_over() {
+    Scene::new(&["hits", "4", "150"], "ignored.py", "total 600").on(&[1, 2, 4]);
+}

@@ -5,6 +5,9 @@
 //! [`Points::lift`] takes them away when it has stopped, so a client never reads one, and none is left when it goes.
 //! Invariants: a byte of guest memory is changed by at most one plant, which keeps the original; what is no longer an `int3` when it
 //! is lifted was written by the guest and is left alone.
+//!
+//! A client that steps one thread over its breakpoint takes the breakpoint away for that, and puts it back afterwards. If others have to run
+//! meanwhile, it is guarded: an `int3` is there all the same, and whoever meets it waits.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -53,6 +56,10 @@ pub struct Points {
     homes: HashMap<u64, Home>,
     /// Original bytes by guest-physical address.
     planted: HashMap<u64, u8>,
+    /// Of programs, and taken away since all ran the last time as they liked.
+    guarded: BTreeMap<u64, Home>,
+    /// The guarded addresses are planted too.
+    pub guarding: bool,
     segments: Segments,
     /// An address of the kernel where a thread that is stepped will get a CPU.
     pub arrive: Option<u64>,
@@ -84,18 +91,28 @@ impl Points {
             None => Home::Anyone,
         });
         self.points.insert((kind, address), Point { home, conditions });
+        self.guarded.remove(&address);
         true
     }
 
     /// Takes one away.
     pub fn remove(&mut self, kind: Kind, address: u64) {
-        self.points.remove(&(kind, address));
+        let removed = self.points.remove(&(kind, address));
+        if let Some(point) = removed.filter(|_| address < KERNEL_HALF && self.at(address).next().is_none()) {
+            self.guarded.insert(address, point.home);
+        }
+    }
+
+    /// All run as they like, and what was taken away is gone.
+    pub fn guard_no_more(&mut self) {
+        self.guarded.clear();
     }
 
     /// Forgets all; call it with nothing planted.
     pub fn clear(&mut self) {
         self.points.clear();
         self.homes.clear();
+        self.guarded.clear();
     }
 
     /// The breakpoints at an address.
@@ -118,6 +135,7 @@ impl Points {
         });
         soft.map(|((_, address), point)| (*address, point.home))
             .chain(self.arrive.map(|address| (address, Home::Kernel)))
+            .chain(self.guarded.iter().filter(|_| self.guarding).map(|(address, home)| (*address, *home)))
     }
 
     /// Kernel addresses with an `int3`.
@@ -248,6 +266,26 @@ mod tests {
         assert_eq!(byte(&ram, 0x9234), 0x55, "there is no program yet");
         points.plant(&ram, &ROOTS, &[]);
         assert_eq!(byte(&ram, 0x9234), INT3);
+    }
+
+    #[test]
+    fn what_was_taken_away_for_a_step_is_guarded_while_others_run() {
+        let ram = ram();
+        let mut points = Points::default();
+        points.insert(Kind::Software, USER, Some(7), vec![]);
+        points.insert(Kind::Software, KERNEL, Some(7), vec![]);
+        points.remove(Kind::Software, USER);
+        points.remove(Kind::Software, KERNEL);
+        points.plant(&ram, &ROOTS, &[]);
+        assert_eq!(byte(&ram, 0x9234), 0x55, "the step is made alone");
+        points.guarding = true;
+        points.plant(&ram, &ROOTS, &[]);
+        assert_eq!(byte(&ram, 0x9234), INT3);
+        assert_eq!((points.in_programs().collect::<Vec<_>>(), points.at(USER).count()), (vec![USER], 0));
+        points.lift(&ram);
+        points.guard_no_more();
+        points.plant(&ram, &ROOTS, &[]);
+        assert_eq!(byte(&ram, 0x9234), 0x55, "taken away for good");
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! remembered: it is put before the instruction and hits it again. What a report means is [`super::judge`]'s. Invariants:
 //! nothing of the debugger is left in the guest while it stands still, neither `int3` nor trap flag; a vCPU that has stopped by itself goes
 //! on only when its report has been heard; a vCPU runs alone, and its thread unpreempted, for a limited time, then all do, since
-//! what the thread waits for may be on another: a lock of the guest's kernel, most often. No thread runs while a breakpoint is lifted
-//! for another: what takes too long is put off ([`Target::put_off`]), and the thread meets its breakpoint again.
+//! what the thread waits for may be on another: a lock of the guest's kernel, most often. No thread passes a breakpoint that is lifted
+//! for another: a step over one that takes too long is put off ([`Target::put_off`]), and the thread meets it again; while all run for a
+//! client's step, what the client has lifted for it is guarded ([`super::breakpoints`]).
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -22,11 +23,9 @@ use super::steps::{How, Step, Steps};
 use super::stop::{Stop, Why, signal};
 use super::target::{Target, TargetError};
 
-/// How long a vCPU may run alone for a client's step.
-const ALONE: Duration = Duration::from_millis(500);
-/// How long at first to get over a breakpoint, which is one instruction: a pause that is hardly seen. Each time that this isn't enough it
-/// is doubled, for a loaded host, up to some [`ALONE`].
-const ALONE_OVER: Duration = Duration::from_millis(20);
+/// How long a vCPU may run alone at first, and after that all for its thread's step: a pause that is hardly seen. What is waited for is one
+/// instruction; each time that this isn't enough it is doubled, for a loaded host.
+const ALONE: Duration = Duration::from_millis(20);
 /// How often it is doubled.
 const DOUBLED: u32 = 5;
 
@@ -38,7 +37,9 @@ pub struct Running {
     locked: bool,
     /// A vCPU runs alone since then.
     alone: Option<Instant>,
-    /// How often in a row a step over a breakpoint was put off.
+    /// All run since then for a step that could not be made alone.
+    together: Option<Instant>,
+    /// How often in a row a step could not be made alone.
     put_off: u32,
     /// vCPUs that have stopped by themselves, and whose reports were heard.
     heard: HashSet<usize>,
@@ -59,6 +60,7 @@ impl Default for Running {
             steps: Steps::default(),
             locked: false,
             alone: None,
+            together: None,
             put_off: 0,
             heard: HashSet::new(),
             settings: Settings::default(),
@@ -87,6 +89,7 @@ impl Target {
             None => self.paused = Some(self.machine.control.pause()?),
         }
         self.running.alone = None;
+        self.running.together = None;
         self.pass_on()?;
         self.points.lift(&self.machine.ram);
         self.forget();
@@ -121,6 +124,7 @@ impl Target {
     pub fn resume(&mut self, actions: &[(Action, ThreadId)], selected: u32) -> Result<(), TargetError> {
         let stepped = actions.iter().find(|(action, _)| matches!(action, Action::Step | Action::Range(..)));
         self.running.steps.begin(None);
+        self.running.put_off = 0;
         if !actions.iter().any(|(action, _)| *action == Action::Deliver) {
             self.keep_signal()?;
         }
@@ -131,7 +135,10 @@ impl Target {
             self.running.steps.begin(Some(Step { thread, how, range }));
             self.running.locked = !actions.iter().any(|(action, _)| *action == Action::Continue);
         }
-        self.start()
+        if !self.running.locked {
+            self.points.guard_no_more();
+        }
+        self.start(false)
     }
 
     /// The fault that was told isn't the program's any more: it goes on with the registers that it has now.
@@ -153,15 +160,15 @@ impl Target {
         self.watches.clear();
         self.running.calls = Calls::None;
         self.machine.clerk.end();
-        let started = self.start();
+        let started = self.start(false);
         if started.is_err() {
             self.release_all();
         }
         done.and(started)
     }
 
-    /// From standing still into what the steps say.
-    fn start(&mut self) -> Result<(), TargetError> {
+    /// From standing still into what the steps say. `together`: all shall run for a while, though the client wants one step alone.
+    fn start(&mut self, together: bool) -> Result<(), TargetError> {
         // It waits for something in the guest's kernel, and will for as long as only it may run.
         if self.running.steps.over().is_some_and(|step| self.thread(step.thread).map_or(true, |it| it.vcpu.is_none())) {
             self.put_off()?;
@@ -170,9 +177,10 @@ impl Target {
         self.points.arrive =
             step.and_then(|step| if let How::Arrive(address) = step.how { Some(address) } else { None });
         // Where the step is to be made alone: the vCPU that the thread is on.
-        let alone = !except.is_empty() || self.running.locked;
+        let alone = !except.is_empty() || self.running.locked && !together;
         let on = step.and_then(|step| self.thread(step.thread).ok()?.vcpu).filter(|_| alone);
 
+        self.points.guarding = self.running.locked && on.is_none();
         let roots = self.roots();
         let planted = self.points.plant(&self.machine.ram, &roots, &except);
         self.machine.hub.set_planted(self.points.kernel().filter(|address| !except.contains(address)));
@@ -193,6 +201,9 @@ impl Target {
             }
             _ => self.release_all(),
         }
+        if together {
+            self.running.together = Some(Instant::now());
+        }
         Ok(())
     }
 
@@ -204,33 +215,27 @@ impl Target {
         self.paused = None;
     }
 
-    /// When somebody has to look after a vCPU that runs alone.
+    /// When somebody has to look after a step that isn't made.
     pub fn deadline(&self) -> Option<Instant> {
-        let patience = match self.running.steps.over() {
-            Some(_) => ALONE_OVER * 2u32.pow(self.running.put_off.min(DOUBLED)),
-            None => ALONE,
-        };
-        self.running.alone.map(|since| since + patience)
+        let patience = ALONE * 2u32.pow(self.running.put_off.min(DOUBLED));
+        self.running.alone.or(self.running.together).map(|since| since + patience)
     }
 
     /// What vCPUs have reported, or nothing for too long: a stop to be told, if there is one.
     pub fn look(&mut self) -> Result<Option<Stop>, TargetError> {
         let mut reports = self.machine.hub.take();
         let late = reports.is_empty() && self.deadline().is_some_and(|deadline| Instant::now() >= deadline);
-        let going_over = self.running.steps.over().is_some();
-        if reports.is_empty() && !(late && going_over) {
-            if late {
-                self.release_all();
-            }
+        if reports.is_empty() && !late {
             return Ok(None);
         }
+        let (alone, going_over) = (self.running.alone.is_some(), self.running.steps.over().is_some());
         // Whatever goes wrong: they are let go by the next start.
         self.running.heard.extend(reports.iter().map(|report| report.vcpu));
         let more = |event: &Event| {
             matches!(event, Event::Published | Event::Rang { event: event::FAULT_RESOLVED, .. })
                 || self.is_idle_call(event)
         };
-        if !late && reports.iter().all(|report| more(&report.event)) && self.running.alone.is_none() {
+        if !late && !alone && reports.iter().all(|report| more(&report.event)) {
             self.plant_more()?;
             for report in reports {
                 self.running.heard.remove(&report.vcpu);
@@ -251,7 +256,8 @@ impl Target {
                 Verdict::Report(_) if report.is_some() => self.undo(vcpu)?,
                 Verdict::Report(stop) => report = Some(stop),
                 Verdict::Over(thread, address) => over = Some((thread, address)),
-                Verdict::Again | Verdict::GoOn => {}
+                Verdict::Again => self.running.put_off = 0,
+                Verdict::GoOn => {}
             }
         }
         if let Some(stop) = self.with_watches(report, first) {
@@ -259,7 +265,10 @@ impl Target {
             self.running.last = Some(stop);
             return Ok(Some(stop));
         }
-        if self.running.steps.over().is_some() && late {
+        let mut together = false;
+        if late && alone {
+            self.running.put_off = self.running.put_off.saturating_add(1);
+            together = !going_over;
             self.put_off()?;
         } else if going_over && self.running.steps.over().is_none() {
             self.running.put_off = 0;
@@ -270,17 +279,12 @@ impl Target {
             let how = self.arm(thread)?;
             self.running.steps.begin_over(thread, how, address);
         }
-        self.start()?;
-        if late && self.running.steps.over().is_none() {
-            // The client's step may be one that is made alone.
-            self.release_all();
-        }
+        self.start(together)?;
         Ok(None)
     }
 
     /// The step over a breakpoint isn't made now: all run, with all breakpoints in their places, until its thread meets it again.
     fn put_off(&mut self) -> Result<(), TargetError> {
-        self.running.put_off = self.running.put_off.saturating_add(1);
         let overs: Vec<Step> = self.running.steps.put_off().collect();
         // The client's own step of that thread goes on.
         let flagged = self.running.steps.flagged();
