@@ -39,13 +39,16 @@ pub mod event {
     pub const SYSCALL: u32 = 4;
     /// It is about to return from it.
     pub const SYSCALL_RETURN: u32 = 5;
+    /// Another task has got the CPU though [`flags::KEEP`](super::flags::KEEP) is set: the one that had it waits for something, or was on its way
+    /// off already. Told before anything of its program runs.
+    pub const SWITCHED: u32 = 6;
 }
 
 /// Bits of the word that the VMM writes.
 pub mod flags {
     /// Tell each page fault of a program once it is resolved: a breakpoint waits for its page.
     pub const FAULTS: u32 = 1;
-    /// Preempt nobody: one task is stepped by itself, and others would pass what is lifted for its step.
+    /// Preempt nobody, and tell if another task gets a CPU: one task is stepped by itself, and others would pass what is lifted for its step.
     pub const KEEP: u32 = 2;
     /// Tell each system call before and after.
     pub const SYSCALLS: u32 = 4;

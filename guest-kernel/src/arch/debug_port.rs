@@ -187,8 +187,15 @@ pub fn fault_resolved(frame: &mut TrapFrame, address: u64) {
 }
 
 /// Whether the current task must not be preempted: a debugger steps it, with breakpoints lifted that another would miss.
+#[inline(always)]
 pub fn keeps_task() -> bool {
     wanted() & flags::KEEP != 0
+}
+
+/// Another task has got the CPU all the same.
+#[cold]
+pub fn switched() {
+    tell(event::SWITCHED, core::ptr::null_mut(), 0);
 }
 
 /// The kernel is about to report its end.

@@ -16,7 +16,7 @@ use vcpu_sched::task::state::{Action, Event, State};
 
 use super::place::{self, Why};
 use super::{Queue, balance, delegated, load_fs_base, tick, with_queue_of};
-use crate::arch::{fpu, instr, switch};
+use crate::arch::{debug_port, fpu, instr, switch};
 use crate::chaos::{self, Point};
 use crate::cpu::{self, Cpu, shown};
 use crate::mm::layout::{CPU_SLOT, USER_CPU_SLOT};
@@ -384,6 +384,9 @@ fn finish_switch() {
         }
     }
     chaos::point(Point::Switch);
+    if debug_port::keeps_task() {
+        debug_port::switched();
+    }
 }
 
 /// Drops the reference to the task that has left, or sends the task on.

@@ -6,8 +6,9 @@
 //! nothing of the debugger is left in the guest while it stands still, neither `int3` nor trap flag; a vCPU that has stopped by itself goes
 //! on only when its report has been heard; a vCPU runs alone, and its thread unpreempted, for a limited time, then all do, since
 //! what the thread waits for may be on another: a lock of the guest's kernel, most often. No thread passes a breakpoint that is lifted
-//! for another: a step over one that takes too long is put off ([`Target::put_off`]), and the thread meets it again; while all run for a
-//! client's step, what the client has lifted for it is guarded ([`super::breakpoints`]).
+//! for another: the guest's kernel tells if another gets the CPU of one that is stepped alone; a step over one that takes too long is put
+//! off ([`Target::put_off`]), and the thread meets it again; while all run for a client's step, what the client has lifted for it is guarded
+//! ([`super::breakpoints`]).
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -169,7 +170,7 @@ impl Target {
 
     /// From standing still into what the steps say. `together`: all shall run for a while, though the client wants one step alone.
     fn start(&mut self, together: bool) -> Result<(), TargetError> {
-        // It waits for something in the guest's kernel, and will for as long as only it may run.
+        // It has lost its CPU: it waits for something, and will for as long as only it may run.
         if self.running.steps.over().is_some_and(|step| self.thread(step.thread).map_or(true, |it| it.vcpu.is_none())) {
             self.put_off()?;
         }
