@@ -106,6 +106,8 @@ impl RingHeader {
     pub const HEAD: usize = 64;
     /// Offset of LOST, 8 bytes: records that found no room, since the beginning.
     pub const LOST: usize = 72;
+    /// Offset of LIMIT, 8 bytes: the HEAD at which there is no room, as far as the guest knows. Its own note, of no use to the host.
+    pub const LIMIT: usize = 80;
     /// Offset of TAIL, 8 bytes.
     pub const TAIL: usize = 128;
     /// Size; offset of the first record.

@@ -1,9 +1,9 @@
 //! The rings themselves (`vcpu_sched::directory::RingHeader`): memory, the writer, and what happens when one is full.
 //!
-//! Only [`super`] writes; boot makes the rings, or the first request for a trace. Invariants: the pointer in [`CpuTrace`] is set before the CPU's tracing starts
-//! and never changes; HEAD is written by the ring's own CPU alone, with interrupts off. NMI and machine check write nothing, so
-//! no reservation is needed. What the host writes (TAIL, FLAGS) can lose records, nothing else: the place of a record is
-//! always masked.
+//! Only [`super`] writes; boot makes the rings, or the first request for a trace. Invariants: the pointer in [`CpuTrace`] is set once,
+//! to a ring that is ready, and never changes; HEAD is written by the ring's own CPU alone, with interrupts off. NMI and machine
+//! check write nothing, so no reservation is needed. What the host writes (TAIL, FLAGS) can lose records, nothing else: the place
+//! of a record is always masked.
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -29,25 +29,33 @@ const DEFAULT_RECORDS: u32 = 4096;
 
 /// What a CPU knows of its ring; in its [`Cpu`].
 pub struct CpuTrace {
-    /// The header, through the direct map; null while nothing is traced here.
+    /// The header, through the direct map; [`NO_RING`] while nothing is traced here.
     ring: AtomicPtr<u8>,
     /// Capacity - 1.
     mask: AtomicU64,
-    /// The HEAD at which there is no room, as far as TAIL was known.
-    limit: AtomicU64,
 }
+
+/// The header of a ring that never has room, so that who writes needs no test whether there is a ring. Nobody writes to it.
+static NO_RING: [AtomicU64; RingHeader::BYTES / 8] = [const { AtomicU64::new(0) }; RingHeader::BYTES / 8];
 
 impl CpuTrace {
     /// No ring.
     pub const fn new() -> Self {
-        Self { ring: AtomicPtr::new(core::ptr::null_mut()), mask: AtomicU64::new(0), limit: AtomicU64::new(0) }
+        Self { ring: AtomicPtr::new(NO_RING.as_ptr().cast_mut().cast()), mask: AtomicU64::new(0) }
     }
 
     /// The ring, if there is one.
     pub(super) fn ring(&self) -> Option<Ring> {
+        let ring = self.any();
+        (ring.base.cast_const() != NO_RING.as_ptr().cast()).then_some(ring)
+    }
+
+    /// The ring, or [`NO_RING`].
+    #[inline(always)]
+    fn any(&self) -> Ring {
         // Acquire: pairs with `install`, which has set the mask and written the header before.
         let base = self.ring.load(Ordering::Acquire);
-        (!base.is_null()).then(|| Ring { base, mask: self.mask.load(Ordering::Relaxed) })
+        Ring { base, mask: self.mask.load(Ordering::Relaxed) }
     }
 }
 
@@ -60,7 +68,7 @@ pub(super) struct Ring {
 
 impl Ring {
     fn word(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: the header is 192 bytes of memory that is a ring for ever, 8-byte aligned, and `at` one of its offsets.
+        // SAFETY: the header is 192 bytes of memory that is a ring for ever, or `NO_RING`, 8-byte aligned, and `at` one of its offsets.
         unsafe { &*self.base.add(at).cast() }
     }
 
@@ -72,6 +80,12 @@ impl Ring {
     /// Records written so far.
     pub(super) fn head(&self) -> u64 {
         self.word(RingHeader::HEAD).load(Ordering::Relaxed)
+    }
+
+    /// The HEAD at which there is no room, as far as TAIL was known.
+    #[inline(always)]
+    fn limit(&self) -> &AtomicU64 {
+        self.word(RingHeader::LIMIT)
     }
 
     /// How many of them are still there at most.
@@ -113,20 +127,16 @@ pub(super) fn put(word: u64, a: u64, b: u64) {
         instr::cli();
     }
     let cpu = cpu::this();
-    let base = cpu.trace.ring.load(Ordering::Acquire);
-    let ring = Ring { base, mask: cpu.trace.mask.load(Ordering::Relaxed) };
-    let written = !base.is_null() && {
-        let head = ring.head();
-        let room = head != cpu.trace.limit.load(Ordering::Relaxed);
-        if room {
-            ring.push(head, [instr::rdtsc(), word, a, b]);
-        }
-        room
-    };
+    let ring = cpu.trace.any();
+    let head = ring.head();
+    let room = head != ring.limit().load(Ordering::Relaxed);
+    if room {
+        ring.push(head, [instr::rdtsc(), word, a, b]);
+    }
     if were_on {
         instr::sti();
     }
-    if !written {
+    if !room {
         put_with_care(word, a, b);
     }
 }
@@ -134,13 +144,10 @@ pub(super) fn put(word: u64, a: u64, b: u64) {
 /// [`put`] for who has read the time, and written nothing since, on `cpu`, its own, with interrupts off.
 #[inline(always)]
 pub(super) fn put_at(cpu: &Cpu, tsc: u64, word: u64, a: u64, b: u64) {
-    let base = cpu.trace.ring.load(Ordering::Acquire);
-    if !base.is_null() {
-        let ring = Ring { base, mask: cpu.trace.mask.load(Ordering::Relaxed) };
-        let head = ring.head();
-        if head != cpu.trace.limit.load(Ordering::Relaxed) {
-            return ring.push(head, [tsc, word, a, b]);
-        }
+    let ring = cpu.trace.any();
+    let head = ring.head();
+    if head != ring.limit().load(Ordering::Relaxed) {
+        return ring.push(head, [tsc, word, a, b]);
     }
     put_with_care(word, a, b);
 }
@@ -151,13 +158,9 @@ pub(super) fn put_at(cpu: &Cpu, tsc: u64, word: u64, a: u64, b: u64) {
 fn put_with_care(word: u64, a: u64, b: u64) {
     let _irq = IrqGuard::new();
     let cpu = cpu::this();
-    let base = cpu.trace.ring.load(Ordering::Acquire);
-    if base.is_null() {
-        return;
-    }
-    let ring = Ring { base, mask: cpu.trace.mask.load(Ordering::Relaxed) };
+    let Some(ring) = cpu.trace.ring() else { return };
     let head = ring.head();
-    if head == cpu.trace.limit.load(Ordering::Relaxed) && !make_room(cpu, ring, head) {
+    if head == ring.limit().load(Ordering::Relaxed) && !make_room(cpu, ring, head) {
         return;
     }
     ring.push(head, [time::tsc(), word, a, b]);
@@ -169,7 +172,7 @@ pub fn clock() {
     let cpu = cpu::this();
     let Some(ring) = cpu.trace.ring() else { return };
     let head = ring.head();
-    if head != cpu.trace.limit.load(Ordering::Relaxed) || make_room(cpu, ring, head) {
+    if head != ring.limit().load(Ordering::Relaxed) || make_room(cpu, ring, head) {
         ring.push(head, clock_record(time::tsc()));
     }
 }
@@ -198,10 +201,10 @@ fn make_room(cpu: &Cpu, ring: Ring, head: u64) -> bool {
             lost.store(lost.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
             return false;
         }
-        cpu.trace.limit.store(tail.wrapping_add(ring.capacity()), Ordering::Relaxed);
+        ring.limit().store(tail.wrapping_add(ring.capacity()), Ordering::Relaxed);
     } else {
         // Nobody waits for anybody: the oldest go.
-        cpu.trace.limit.store(head.wrapping_add(u64::MAX >> 1), Ordering::Relaxed);
+        ring.limit().store(head.wrapping_add(u64::MAX >> 1), Ordering::Relaxed);
     }
     true
 }
@@ -299,7 +302,7 @@ fn install(cpu: &'static Cpu, records: u32, mode: Mode) -> Result<(PhysAddr, u64
     ring.push(1, [tsc, head(Kind::Name, idle.id, 0), name_a, name_b]);
     ring.push(2, [tsc, head(Kind::Online, idle.id, 1), 0, 0]);
     cpu.trace.mask.store(ring.mask, Ordering::Relaxed);
-    cpu.trace.limit.store(u64::from(records), Ordering::Relaxed);
+    ring.limit().store(u64::from(records), Ordering::Relaxed);
     // Release: whoever finds the ring finds it ready.
     cpu.trace.ring.store(ring.base, Ordering::Release);
     Ok((memory, bytes))
