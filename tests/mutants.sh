@@ -41,7 +41,7 @@ TOML
 restore() {
     git -C "$tree" checkout --quiet -- .
     git -C "$tree" clean -qfd -- guest-kernel/src vcpu-sched
-    sed -i 's/^const SIZE: usize = .*/const SIZE: usize = 512 << 10;/' "$tree/guest-kernel/src/symbols.rs"
+    sed -i 's/^const SIZE: usize = .*/const SIZE: usize = 1 << 20;/' "$tree/guest-kernel/src/symbols.rs"
 }
 restore
 
