@@ -5,10 +5,12 @@
 
 mod control;
 mod counts;
+mod divan;
 mod exits;
 mod launch;
 mod origin;
 mod programs;
+mod runtime;
 mod scheduler;
 mod speed;
 mod symbols;
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
             "--only" => only = args.next(),
             _ => {
                 eprintln!(
-                    "usage: taskvisor-bench [--json FILE] [--only counts|wakes|scheduler|launch|speed|exits|control|programs]"
+                    "usage: taskvisor-bench [--json FILE] [--only counts|wakes|scheduler|runtime|launch|speed|exits|control|programs]"
                 );
                 return ExitCode::from(2);
             }
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         ("counts", counts::measure as fn(&mut Table)),
         ("wakes", wakes::measure),
         ("scheduler", scheduler::measure),
+        ("runtime", runtime::measure),
         ("launch", launch::measure),
         ("speed", speed::measure),
         ("exits", exits::measure),
