@@ -72,6 +72,8 @@ pub struct SchedEntity {
     /// What is in force, and what follows from it.
     params: ParamCells,
     rank: U8Cell,
+    /// See [`SchedEntity::level`].
+    level: U8Cell,
     /// The class that it is queued in or runs in: `rank` at the time that it was put there.
     pub(crate) placed: U8Cell,
 
@@ -177,6 +179,7 @@ impl SchedEntity {
                 queue: AtomicU32::new(0),
                 params: ParamCells::new(&params),
                 rank: U8Cell::new(derived.rank as u8),
+                level: U8Cell::new(derived.level.get()),
                 placed: U8Cell::new(derived.rank as u8),
                 slot: U32Cell::new(NO_SLOT),
                 fair: FairState::new(&derived),
@@ -250,6 +253,7 @@ impl SchedEntity {
         let derived = Derived::of(&params, slice);
         self.params.set(&params);
         self.rank.set(derived.rank as u8);
+        self.level.set(derived.level.get());
         self.show_as(params.tag());
         self.fair.reweight(derived.weight);
         self.fair.slice.set(derived.slice);
@@ -261,6 +265,14 @@ impl SchedEntity {
     #[inline(always)]
     pub fn rank(&self) -> Rank {
         Rank::from_u8(self.rank.get())
+    }
+
+    /// It goes to the queue of its class.
+    #[inline(always)]
+    pub(crate) fn place(&self) -> Rank {
+        let rank = self.rank.get();
+        self.placed.set(rank);
+        Rank::from_u8(rank)
     }
 
     /// The class that it is queued in or runs in.
@@ -282,14 +294,9 @@ impl SchedEntity {
     }
 
     /// How important it is beside what runs on other CPUs.
-    #[inline]
+    #[inline(always)]
     pub fn level(&self) -> Level {
-        match self.rank() {
-            Rank::Stop => Level::STOP,
-            Rank::Deadline => Level::DEADLINE,
-            Rank::Realtime => Level::realtime(self.rt_priority()),
-            Rank::Delegated | Rank::Normal => Level::NORMAL,
-        }
+        Level(self.level.get())
     }
 
     /// Its real-time priority; 0 if it has none.
@@ -405,7 +412,7 @@ impl SchedEntity {
     }
 
     /// It was picked by `cpu`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note_picked(&self, cpu: CpuId, now: Nanos) {
         let how = self.arrival.get();
         if how == 0 {
@@ -547,6 +554,7 @@ impl ParamCells {
 /// What follows from parameters.
 struct Derived {
     rank: Rank,
+    level: Level,
     weight: u32,
     slice: u64,
     virtual_slice: u64,
@@ -554,12 +562,12 @@ struct Derived {
 
 impl Derived {
     const fn of(params: &SchedParams, default_slice: Nanos) -> Self {
-        let rank = match params.class {
-            Class::Stop => Rank::Stop,
-            Class::Deadline(_) => Rank::Deadline,
-            Class::Fifo(_) | Class::RoundRobin(_) => Rank::Realtime,
+        let (rank, level) = match params.class {
+            Class::Stop => (Rank::Stop, Level::STOP),
+            Class::Deadline(_) => (Rank::Deadline, Level::DEADLINE),
+            Class::Fifo(priority) | Class::RoundRobin(priority) => (Rank::Realtime, Level::realtime(priority.get())),
             // Delegated tasks too: see `RunQueue::pick_delegated` for when they are more.
-            Class::Normal | Class::Batch | Class::Idle | Class::Delegated => Rank::Normal,
+            Class::Normal | Class::Batch | Class::Idle | Class::Delegated => (Rank::Normal, Level::NORMAL),
         };
         let weight = match params.class {
             Class::Idle => weight::IDLE,
@@ -569,6 +577,6 @@ impl Derived {
             Some(slice) => slice.get().0,
             None => default_slice.0,
         };
-        Self { rank, weight, slice, virtual_slice: weight::virtual_time(slice, weight, weight::inverse(weight)) }
+        Self { rank, level, weight, slice, virtual_slice: weight::virtual_time(slice, weight, weight::inverse(weight)) }
     }
 }

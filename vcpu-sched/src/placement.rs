@@ -19,7 +19,7 @@ pub struct Placement<'a> {
 
 /// How important what runs on a CPU is: idle, normal, real-time by priority, deadline, stop.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Level(u8);
+pub struct Level(pub(crate) u8);
 
 impl Level {
     /// Nothing runs.

@@ -22,84 +22,23 @@
 //! force. Nothing is lost between: either the changer sees the new queue in step 3, or the one who queues it there sees
 //! the request.
 
-use core::fmt;
-use core::str::FromStr;
+mod kind;
+mod turn;
 
 use crate::entity::{Entity, Rank};
 use crate::ids::{CpuId, Nanos, TaskId};
 use crate::params::SchedParams;
 use crate::policy::deadline::Deadline;
 use crate::policy::delegated::Delegated;
-use crate::policy::fair::{self, Fair};
+use crate::policy::fair::Fair;
 use crate::policy::ordered::{Measure, Ordered};
 use crate::policy::realtime::Realtime;
-use crate::policy::round_robin::{self, RoundRobin};
+use crate::policy::round_robin::RoundRobin;
 use crate::policy::stop::Stop;
 use crate::policy::{EnqueueReason, Policy, PutReason};
 
-/// The policies that the normal class can have.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum PolicyKind {
-    /// [`fair`](crate::policy::fair).
-    #[default]
-    Fair,
-    /// [`round_robin`](crate::policy::round_robin).
-    RoundRobin,
-    /// [`ordered`](crate::policy::ordered) by the times that a task was scheduled.
-    Count,
-    /// [`ordered`](crate::policy::ordered) by the CPU time that a task used.
-    Runtime,
-}
-
-impl PolicyKind {
-    /// All of them, in the order that help texts list them.
-    pub const ALL: [Self; 4] = [Self::Fair, Self::RoundRobin, Self::Count, Self::Runtime];
-
-    /// The name that `--policy` takes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Fair => "fair",
-            Self::RoundRobin => "rr",
-            Self::Count => "count",
-            Self::Runtime => "runtime",
-        }
-    }
-
-    /// How long a task runs at a time, if neither it nor the run queue's owner asks for something else.
-    pub const fn default_slice(self) -> Nanos {
-        match self {
-            Self::Fair => fair::DEFAULT_SLICE,
-            Self::RoundRobin | Self::Count | Self::Runtime => round_robin::DEFAULT_SLICE,
-        }
-    }
-}
-
-impl fmt::Display for PolicyKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A name that is no [`PolicyKind`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct UnknownPolicy;
-
-impl fmt::Display for UnknownPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("unknown scheduling policy; there are")?;
-        PolicyKind::ALL.iter().try_for_each(|kind| write!(f, " {kind}"))
-    }
-}
-
-impl core::error::Error for UnknownPolicy {}
-
-impl FromStr for PolicyKind {
-    type Err = UnknownPolicy;
-
-    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or(UnknownPolicy)
-    }
-}
+pub use kind::{PolicyKind, UnknownPolicy};
+pub use turn::Turn;
 
 /// The normal class. An enum, so that nothing is called through a pointer; with a tag of its own, because finding out
 /// the variant from a value that others can't have takes six instructions at each use.
@@ -121,6 +60,8 @@ macro_rules! normal {
         }
     };
 }
+
+use normal;
 
 /// Calls a method of the policy of a class.
 macro_rules! in_class {
@@ -172,11 +113,15 @@ macro_rules! look_in_class {
     };
 }
 
+/// No task's number.
+const NOBODY: TaskId = TaskId(u32::MAX);
+
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct RunQueue<E> {
     cpu: CpuId,
-    current: Option<TaskId>,
+    /// Or [`NOBODY`].
+    current: TaskId,
     /// When the current task was picked.
     picked: Nanos,
     /// Tasks of the classes above the normal one that are queued, whether they may run now or not: zero is the common
@@ -208,7 +153,7 @@ impl<E: Entity> RunQueue<E> {
         };
         Self {
             cpu,
-            current: None,
+            current: NOBODY,
             picked: Nanos::ZERO,
             above: 0,
             slice,
@@ -243,31 +188,37 @@ impl<E: Entity> RunQueue<E> {
     pub fn enqueue(&mut self, e: E, why: EnqueueReason, now: Nanos) {
         match why {
             EnqueueReason::Preempted | EnqueueReason::Yield => self.insert(e, why, now),
-            EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => self.arrive(e, why, now),
+            EnqueueReason::New | EnqueueReason::Migrate => self.arrive(e, why, now),
+            EnqueueReason::Wake => self.arrive_here(e, why, now),
         }
     }
 
-    /// A task comes that was not current here.
+    /// A task comes that was neither current here nor asleep.
     #[inline(never)]
     fn arrive(&mut self, e: E, why: EnqueueReason, now: Nanos) {
+        self.arrive_here(e, why, now);
+    }
+
+    /// A task comes that was not current here.
+    #[inline(always)]
+    fn arrive_here(&mut self, e: E, why: EnqueueReason, now: Nanos) {
         let sched = e.sched();
         // A new task doesn't know yet what slice is given here.
         if sched.enter_queue(self.cpu) || why == EnqueueReason::New {
             sched.apply(self.slice);
         }
         sched.note_queued(why == EnqueueReason::New, why == EnqueueReason::Wake, now);
-        sched.placed.set(sched.rank() as u8);
-        self.insert_here(e, why, now);
+        let rank = sched.place();
+        self.insert_into(rank, e, why, now);
     }
 
     #[inline(never)]
     fn insert(&mut self, e: E, why: EnqueueReason, now: Nanos) {
-        self.insert_here(e, why, now);
+        self.insert_into(e.sched().placed(), e, why, now);
     }
 
     #[inline(always)]
-    fn insert_here(&mut self, e: E, why: EnqueueReason, now: Nanos) {
-        let rank = e.sched().placed();
+    fn insert_into(&mut self, rank: Rank, e: E, why: EnqueueReason, now: Nanos) {
         if rank != Rank::Normal {
             self.above += 1;
         }
@@ -287,26 +238,27 @@ impl<E: Entity> RunQueue<E> {
     /// Takes out the task that is to run now, see [`Policy::pick_next`].
     #[inline(always)]
     pub fn pick_next(&mut self, now: Nanos) -> Option<E> {
-        let task = if self.above == 0 {
-            normal!(&mut self.normal, policy => policy.pick_next(now))
-        } else {
-            self.pick_any(now)
+        let task = match self.pick_above(now) {
+            None => normal!(&mut self.normal, policy => policy.pick_next(now)),
+            found => found,
         }?;
-        self.current = Some(task.id());
-        self.picked = now;
-        task.sched().note_picked(self.cpu, now);
+        self.begin(&task, now);
         Some(task)
     }
 
-    #[inline(never)]
-    fn pick_any(&mut self, now: Nanos) -> Option<E> {
-        match self.pick_above(now) {
-            None => normal!(&mut self.normal, policy => policy.pick_next(now)),
-            found => found,
-        }
+    /// What was picked is the current task from now on.
+    #[inline(always)]
+    fn begin(&mut self, task: &E, now: Nanos) {
+        self.current = task.id();
+        self.picked = now;
+        task.sched().note_picked(self.cpu, now);
     }
 
+    #[inline(always)]
     fn pick_above(&mut self, now: Nanos) -> Option<E> {
+        if self.above == 0 {
+            return None;
+        }
         let task = match self.stop.pick_next(now) {
             None => {
                 let promised = self.deadline.pick_next(now).or_else(|| self.realtime.pick_next(now));
@@ -327,7 +279,7 @@ impl<E: Entity> RunQueue<E> {
         }
         sched.placed.set(Rank::Delegated as u8);
         sched.note_came();
-        self.current = Some(task.id());
+        self.current = task.id();
         self.picked = now;
         sched.note_picked(self.cpu, now);
     }
@@ -342,7 +294,7 @@ impl<E: Entity> RunQueue<E> {
     #[inline(always)]
     pub fn put_prev(&mut self, prev: &E, why: PutReason, now: Nanos) {
         let ran = now - self.picked;
-        self.current = None;
+        self.current = NOBODY;
         let sched = prev.sched();
         match why {
             PutReason::Preempted => sched.accounting().left(now, ran, false),
@@ -360,7 +312,7 @@ impl<E: Entity> RunQueue<E> {
     #[inline(always)]
     pub fn put_back(&mut self, prev: E, yields: bool, now: Nanos) -> bool {
         let ran = now - self.picked;
-        self.current = None;
+        self.current = NOBODY;
         let sched = prev.sched();
         sched.accounting().left(now, ran, yields);
         let normal = sched.placed() == Rank::Normal;
@@ -443,7 +395,6 @@ impl<E: Entity> RunQueue<E> {
 
     /// How long `current` may run, from its pick, before the next [`tick`](Self::tick); `None`: for ever. To be asked
     /// again after every `enqueue` here, because it depends on who waits.
-    #[inline]
     pub fn slice(&self, current: &E) -> Option<Nanos> {
         look_in_class!(self, current.sched().placed(), policy => policy.slice(current))
     }
@@ -522,19 +473,18 @@ impl<E: Entity> RunQueue<E> {
         if !sched.is_pending() {
             return false;
         }
-        if self.current == Some(e.id()) {
+        if self.current == e.id() {
             let ran = now - self.picked;
             self.put_prev_any(e, ran, PutReason::Migrate);
             sched.apply(self.slice);
-            let rank = sched.rank();
-            sched.placed.set(rank as u8);
+            let rank = sched.place();
             in_class!(self, rank, policy => policy.adopt(e, ran, now));
             // Whether it still is the best is for the next pick to say.
             return !self.is_empty();
         }
         let Some(task) = self.dequeue(e) else { return false };
         sched.apply(self.slice);
-        sched.placed.set(sched.rank() as u8);
+        sched.place();
         self.insert(task, EnqueueReason::Migrate, now);
         true
     }

@@ -26,6 +26,8 @@ use crate::task::Task;
 
 /// x87, SSE, AVX, AVX-512 (opmask, ZMM_Hi256, Hi16_ZMM). Intel SDM vol. 1 13.1. Others (AMX) must be asked for on Linux too.
 const SUPPORTED: u64 = 0b1110_0111;
+// XSAVE and XRSTOR take them in EDX:EAX, and EDX is zero throughout.
+const _: () = assert!(SUPPORTED <= u32::MAX as u64);
 /// Initial MXCSR and x87 control word. Intel SDM vol. 1 10.2.3, 8.1.5.
 const MXCSR_DEFAULT: u32 = 0x1f80;
 const FCW_DEFAULT: u16 = 0x037f;
@@ -37,8 +39,10 @@ const LEGACY_AND_HEADER: u64 = 576;
 /// `Task::fpu_live` of a task whose state is in its area.
 pub const NOT_LIVE: u32 = u32::MAX;
 
-/// State components in use; 0: FXSAVE only.
-static COMPONENTS: AtomicU64 = AtomicU64::new(0);
+/// State components in use; 0: FXSAVE only. With [`IN_RING_3`] if XSAVE is refused in ring 0: positive numbers are the common case.
+static STATE: AtomicU64 = AtomicU64::new(0);
+/// Reserved among the components. Intel SDM vol. 1 13.1.
+const IN_RING_3: u64 = 1 << 63;
 /// Bytes of an area.
 static AREA_SIZE: AtomicU64 = AtomicU64::new(512);
 
@@ -106,7 +110,12 @@ pub fn area_size() -> usize {
 
 /// State components that are saved.
 pub fn components() -> u64 {
-    COMPONENTS.load(Ordering::Relaxed)
+    STATE.load(Ordering::Relaxed) & !IN_RING_3
+}
+
+/// Whether only the ring-3 engine can save and load them.
+fn in_ring3() -> bool {
+    STATE.load(Ordering::Relaxed) & IN_RING_3 != 0
 }
 
 /// Finds the components and the size of an area, and turns the components on. Every CPU, when its ring-3 engine and its
@@ -132,12 +141,13 @@ pub fn init_this_cpu() {
         size = LEGACY_AND_HEADER;
     }
     AREA_SIZE.store(size.max(LEGACY_AND_HEADER), Ordering::Relaxed);
-    COMPONENTS.store(want, Ordering::Relaxed);
+    let engine = if want != 0 && has(Features::USER_XSAVE) { IN_RING_3 } else { 0 };
+    STATE.store(want | engine, Ordering::Relaxed);
 }
 
 fn save(area: &Area) {
     let c = components();
-    if c != 0 && has(Features::USER_XSAVE) {
+    if in_ring3() {
         ring3::swap_fpu(Some(area.0), None, c);
     } else {
         save_here(area, c);
@@ -153,15 +163,13 @@ fn save_here(area: &Area, c: u64) {
         unsafe { asm!("fxsave64 [{}]", in(reg) p, options(nostack, preserves_flags)) };
     } else {
         // SAFETY: an aligned area of the size that CPUID gave for these components.
-        unsafe {
-            asm!("xsave64 [{}]", in(reg) p, in("eax") c as u32, in("edx") (c >> 32) as u32, options(nostack, preserves_flags))
-        };
+        unsafe { asm!("xsave64 [{}]", in(reg) p, in("eax") c as u32, in("edx") 0, options(nostack, preserves_flags)) };
     }
 }
 
 fn restore(area: &Area) {
     let c = components();
-    if c != 0 && has(Features::USER_XSAVE) {
+    if in_ring3() {
         ring3::swap_fpu(None, Some(area.0), c);
     } else {
         restore_here(area, c);
@@ -178,7 +186,7 @@ fn restore_here(area: &Area, c: u64) {
     } else {
         // SAFETY: an area that `save`, `reset` or `sanitise` made loadable.
         unsafe {
-            asm!("xrstor64 [{}]", in(reg) p, in("eax") c as u32, in("edx") (c >> 32) as u32, options(nostack, preserves_flags, readonly))
+            asm!("xrstor64 [{}]", in(reg) p, in("eax") c as u32, in("edx") 0, options(nostack, preserves_flags, readonly))
         };
     }
 }
@@ -186,33 +194,59 @@ fn restore_here(area: &Area, c: u64) {
 /// Keeps registers and areas in step at a task switch. Interrupts off, on `prev`'s stack.
 #[inline(always)]
 pub fn switch(me: &Cpu, prev: &Task, next: &Task) {
-    let c = components();
-    let lazy = c != 0 && has(Features::USER_XSAVE);
+    let state = STATE.load(Ordering::Relaxed);
     // Relaxed throughout: the words are this CPU's, or travel with the run queue's lock.
     let owner = me.fpu_owner.load(Ordering::Relaxed);
+    if state as i64 <= 0 {
+        return switch_otherwise(me, owner, prev, next);
+    }
+    if core::ptr::eq(owner, prev)
+        && let Some(area) = &prev.fpu
+    {
+        save_here(area, state);
+    }
+    if let Some(area) = &next.fpu
+        && !core::ptr::eq(owner, next)
+    {
+        restore_here(area, state);
+        me.fpu_owner.store(core::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
+    }
+}
+
+/// [`switch`] by FXSAVE, or by the ring-3 engine.
+#[inline(never)]
+fn switch_otherwise(me: &Cpu, owner: *mut Task, prev: &Task, next: &Task) {
+    let lazy = in_ring3();
     if let (Some(area), false) = (&prev.fpu, lazy)
         && core::ptr::eq(owner, prev)
     {
-        save_here(area, c);
+        save_here(area, 0);
     }
     let Some(area) = &next.fpu else { return };
-    if core::ptr::eq(owner, next) && next.fpu_cpu.load(Ordering::Relaxed) == me.id.0 {
+    if core::ptr::eq(owner, next) {
         return;
     }
     if lazy {
         // SAFETY: a task whose state is live here can't be freed: it must run here once more to exit, which clears `fpu_owner`.
         let live = unsafe { owner.as_ref() }.filter(|t| t.fpu_live.load(Ordering::Relaxed) == me.id.0);
-        ring3::swap_fpu(live.and_then(|t| t.fpu.as_ref()).map(|a| a.0), Some(area.0), c);
+        ring3::swap_fpu(live.and_then(|t| t.fpu.as_ref()).map(|a| a.0), Some(area.0), components());
         if let Some(t) = live {
             // Release: whoever sees the task as free to move also sees its saved state.
             t.fpu_live.store(NOT_LIVE, Ordering::Release);
         }
         next.fpu_live.store(me.id.0, Ordering::Relaxed);
     } else {
-        restore_here(area, c);
+        restore_here(area, 0);
     }
-    next.fpu_cpu.store(me.id.0, Ordering::Relaxed);
     me.fpu_owner.store(core::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
+}
+
+/// A task runs here next that ran elsewhere before, or never: should this CPU's registers still hold its state, it is an old one. (Or a
+/// freed task's, whose memory this one got.) Interrupts off.
+pub fn arrives(me: &Cpu, task: &Task) {
+    if core::ptr::eq(me.fpu_owner.load(Ordering::Relaxed), task) {
+        me.fpu_owner.store(core::ptr::null_mut(), Ordering::Relaxed);
+    }
 }
 
 /// Writes a task's live state to its area, so that the task can move to another CPU. On the CPU that holds it, interrupts off.
@@ -236,8 +270,7 @@ pub fn save_current_to(area: &Area) {
 pub fn load_current_from(me: &Cpu, task: &Task, area: &Area) {
     restore(area);
     me.fpu_owner.store(core::ptr::from_ref(task).cast_mut(), Ordering::Relaxed);
-    task.fpu_cpu.store(me.id.0, Ordering::Relaxed);
-    if has(Features::USER_XSAVE) && components() != 0 {
+    if in_ring3() {
         task.fpu_live.store(me.id.0, Ordering::Relaxed);
     }
 }

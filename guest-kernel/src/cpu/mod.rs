@@ -259,6 +259,13 @@ impl Cpu {
         self.apic_id.load(Ordering::Relaxed)
     }
 
+    /// Whether the current task is pinned to this CPU, see [`pin`]. Own CPU, interrupts off.
+    #[inline(always)]
+    pub fn is_pinned(&self) -> bool {
+        // Relaxed: this CPU's own.
+        self.pinned.load(Ordering::Relaxed) != 0
+    }
+
     /// Whether an excursion into the ring-3 engine is under way here.
     pub fn in_excursion(&self) -> bool {
         // SAFETY: written by this CPU's assembly; a volatile read sees the present value.
@@ -315,12 +322,6 @@ pub fn unpin() {
     if this().need_resched.load(Ordering::Relaxed) {
         sched::preempt_after_pin();
     }
-}
-
-/// Whether the current task is pinned to this CPU. Interrupts are off.
-pub fn is_pinned() -> bool {
-    // Relaxed: this CPU's own.
-    this().pinned.load(Ordering::Relaxed) != 0
 }
 
 /// What a spin lock that this CPU holds has in it: its number and one.

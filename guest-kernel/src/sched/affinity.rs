@@ -21,7 +21,7 @@ use vcpu_sched::policy::EnqueueReason;
 use vcpu_sched::policy::deadline::Overcommitted;
 use vcpu_sched::task::state::State;
 
-use super::place::{self, Why};
+use super::place;
 use super::{Queue, delegated, params, with_queue_of};
 use crate::cpu::{self, Cpu};
 use crate::sync::IrqGuard;
@@ -72,7 +72,7 @@ pub(super) fn settle(task: &Arc<Task>) {
                     place::kick_now(c);
                 }
             }
-            Some(Then::Place(task)) => place::place(task, Why::Migrate(MigrateReason::Affinity)),
+            Some(Then::Place(task)) => place::place_again(task, MigrateReason::Affinity),
             Some(Then::Offer(id)) => {
                 if me.elsewhere.copy_without(&task.may_run, id) {
                     place::call_idle(me, &me.elsewhere);

@@ -133,7 +133,7 @@ pub(super) fn push_realtime(me: &Cpu) {
     let task = take(me.id, |rq| {
         rq.steal_realtime(0, |t| {
             let allowed = (!place::is_tied(t)).then(|| t.affinity.lock().clone());
-            target = allowed.and_then(|mask| balance::push_target(place::level_of(t), &mask, me.id, &view));
+            target = allowed.and_then(|mask| balance::push_target(t.sched.level(), &mask, me.id, &view));
             target.is_some()
         })
     });

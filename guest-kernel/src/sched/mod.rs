@@ -11,6 +11,7 @@
 //! | --- | --- |
 //! | `place` | which CPU a ready task goes to, and telling that CPU |
 //! | `switch` | leaving one task for the next |
+//! | `handover` | the end of that: registers, stack, page table |
 //! | `balance` | taking work from other CPUs |
 //! | `affinity` | where a task may run, changed while it is queued, runs or sleeps |
 //! | `params` | how a task is scheduled, changed likewise; what deadline tasks were promised |
@@ -27,6 +28,7 @@
 mod affinity;
 mod balance;
 pub mod delegated;
+mod handover;
 pub mod idle;
 mod params;
 mod place;
@@ -168,7 +170,7 @@ pub fn start(task: Arc<Task>) {
 pub fn yield_now() {
     debug_assert!(instr::interrupts_enabled());
     instr::cli();
-    switch::reschedule(Leave::Yield);
+    switch::reschedule(cpu::this(), Leave::Yield);
     instr::sti();
     chaos::point(Point::InterruptsOn);
 }
@@ -177,7 +179,7 @@ pub fn yield_now() {
 pub fn block() {
     chaos::point(Point::Block);
     let _irq = IrqGuard::new();
-    switch::reschedule(Leave::Block);
+    switch::reschedule(cpu::this(), Leave::Block);
 }
 
 /// Takes the CPU from the current task if that was asked for. On the way out of an interrupt or the kernel; interrupts off.
@@ -203,8 +205,9 @@ fn preempt() {
 /// Takes the CPU from the current task, whatever the policy says, but not if it is pinned there: then a wish to is granted when it is pinned
 /// no more. Where an interrupt could come; interrupts are off.
 pub fn preempt_now() {
-    if !cpu::is_pinned() {
-        switch::reschedule(Leave::Preempted);
+    let me = cpu::this();
+    if !me.is_pinned() {
+        switch::reschedule(me, Leave::Preempted);
     }
 }
 
@@ -243,7 +246,7 @@ pub fn exit_current() -> ! {
     params::forget(&me);
     me.exited.wake_all();
     instr::cli();
-    switch::reschedule(Leave::Exit);
+    switch::reschedule(cpu::this(), Leave::Exit);
     unreachable!("an ended task was scheduled");
 }
 

@@ -125,7 +125,7 @@ fn apply(me: &Cpu, cpu: &Cpu, rq: &mut Queue, task: &Arc<Task>) -> Option<CpuId>
     place::publish(cpu, rq);
     let running = place::running(cpu, rq);
     if let Some(running) = &running {
-        cpu.level.store(place::level_of(running).get(), Ordering::Relaxed);
+        cpu.level.store(running.sched.level().get(), Ordering::Relaxed);
     }
     let kick = if resched {
         place::request(me, cpu, running.is_some())

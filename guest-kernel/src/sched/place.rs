@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering;
 use vcpu_sched::cpumask::CpuMask;
 use vcpu_sched::entity::Rank;
 use vcpu_sched::events::{Kind, MigrateReason, flag};
-use vcpu_sched::ids::{CpuId, Nanos};
+use vcpu_sched::ids::CpuId;
 use vcpu_sched::placement::{self, CpuView, Level, Placement};
 use vcpu_sched::policy::EnqueueReason;
 use vcpu_sched::task::state::{Action, Event};
@@ -74,22 +74,8 @@ impl CpuView for View {
     }
 }
 
-/// How important a task is to placement.
-#[inline(always)]
-pub(super) fn level_of(task: &Task) -> Level {
-    match task.sched.rank() {
-        Rank::Delegated | Rank::Normal => Level::NORMAL,
-        Rank::Realtime => Level::realtime(task.sched.rt_priority()),
-        Rank::Deadline => Level::DEADLINE,
-        Rank::Stop => Level::STOP,
-    }
-}
-
 /// Why a task comes to a queue.
-///
-/// With a tag of its own, which an [`EnqueueReason`] is quickly made from.
 #[derive(Clone, Copy)]
-#[repr(u8)]
 pub(super) enum Why {
     New,
     Wake,
@@ -97,6 +83,7 @@ pub(super) enum Why {
 }
 
 impl Why {
+    #[inline(always)]
     fn reason(self) -> EnqueueReason {
         match self {
             Self::New => EnqueueReason::New,
@@ -110,36 +97,58 @@ impl Why {
 pub fn wake(task: &Arc<Task>) -> bool {
     if matches!(task.state.apply(Event::Wake), Ok(Action::Enqueue)) {
         chaos::point(Point::WakeBefore);
-        place(TaskRef(task.clone()), Why::Wake);
+        place(TaskRef(task.clone()));
         chaos::point(Point::WakeAfter);
         return true;
     }
     false
 }
 
-/// Puts a ready task that is in no queue into one.
-pub(super) fn place(task: TaskRef, why: Why) {
+/// Puts a woken task, which is in no queue, into one.
+#[inline(never)]
+pub(super) fn place(task: TaskRef) {
     let _irq = IrqGuard::new();
-    let Some(task) = delegated::take(task, why) else { return };
+    let Some(task) = delegated::take(task, Why::Wake) else { return };
     let me = cpu::this();
+    let alone = cpu::count() == 1;
+    let Some(cpu) = (if alone { Some(me) } else { find_cpu(me, &task) }) else { return };
+    put_on(me, cpu, task, Why::Wake, alone);
+}
+
+/// Puts a ready task that was in another queue, and is in none now, into one.
+pub(super) fn place_again(task: TaskRef, why: MigrateReason) {
+    let _irq = IrqGuard::new();
+    let Some(task) = delegated::take(task, Why::Migrate(why)) else { return };
+    if let Some(cpu) = find_cpu(cpu::this(), &task) {
+        enqueue_on(cpu.id, task, Why::Migrate(why));
+    }
+}
+
+/// The CPU for a ready task. Interrupts are off.
+#[inline(always)]
+fn find_cpu(me: &'static Cpu, task: &Task) -> Option<&'static Cpu> {
     let last = CpuId(task.cpu.load(Ordering::Relaxed));
-    let target = if is_tied(&task) {
+    let target = if is_tied(task) {
         last
     } else if let Some(home) = task.sched.home() {
         home // a deadline task: where it was admitted
-    } else if cpu::count() == 1 {
-        me.id
     } else if task.allowed_on(last) && cpu::get(last).is_some_and(|c| c.nr_running.load(Ordering::Relaxed) == 0) {
         last // the common answer of `select_cpu`, without building a view
     } else {
-        let affinity = task.affinity.lock();
-        let choice = Placement { last_cpu: last, allowed: &affinity };
-        match level_of(&task) {
-            level if level > Level::NORMAL => placement::select_cpu_realtime(level, &choice, me.id, &View::now()),
-            _ => placement::select_cpu(&choice, me.id, &View::now()),
-        }
+        select_cpu(task, last, me)
     };
-    enqueue_on(target, task, why);
+    // Only CPUs of the online mask and CPUs that ran the task before are ever chosen.
+    cpu::get(target)
+}
+
+#[inline(never)]
+fn select_cpu(task: &Task, last: CpuId, me: &Cpu) -> CpuId {
+    let affinity = task.affinity.lock();
+    let choice = Placement { last_cpu: last, allowed: &affinity };
+    match task.sched.level() {
+        level if level > Level::NORMAL => placement::select_cpu_realtime(level, &choice, me.id, &View::now()),
+        _ => placement::select_cpu(&choice, me.id, &View::now()),
+    }
 }
 
 /// Whether the task can only run on [`Task::cpu`], which still stands on its stack or has its FPU state in its registers.
@@ -170,32 +179,44 @@ pub(super) fn running(cpu: &Cpu, _locked: &Queue) -> Option<ManuallyDrop<TaskRef
 
 /// Puts a ready task into a CPU's queue and makes sure that the CPU will look at it. Interrupts are off.
 pub(super) fn enqueue_on(target: CpuId, task: TaskRef, why: Why) {
-    let me = cpu::this();
-    // Only CPUs of the online mask and CPUs that ran the task before are ever chosen.
+    // As in `find_cpu`.
     let Some(cpu) = cpu::get(target) else { return };
-    let others = cpu::count() > 1 && me.elsewhere.copy_without(&task.may_run, target);
+    put_on(cpu::this(), cpu, task, why, cpu::count() == 1);
+}
+
+/// [`enqueue_on`], inlined where the reason is known. `alone`: there is one CPU.
+#[inline(always)]
+fn put_on(me: &Cpu, cpu: &Cpu, task: TaskRef, why: Why, alone: bool) {
+    let others = !alone && me.elsewhere.copy_without(&task.may_run, cpu.id);
     let (kick, waits) = {
         let mut rq = cpu.run_queue.lock_irqs_off();
         let now = me.clock.at(time::tsc());
-        let from = note_cpu(&task, target);
+        let from = note_cpu(&task, cpu.id);
         // SAFETY: the queue holds the task for as long as it is locked.
         let queued = unsafe { borrowed(Arc::as_ptr(&task.0)) };
         rq.enqueue(task, why.reason(), now);
-        match queued.sched.rank() {
+        let rank = queued.sched.rank();
+        match rank {
             // It may have to wait for its budget, and then doesn't count.
             Rank::Deadline => publish(cpu, &rq),
-            rank => {
-                cpu.nr_running.store(cpu.nr_running.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-                if rank == Rank::Realtime {
-                    balance::note_realtime(cpu, &rq);
-                }
-            }
+            _ => cpu.nr_running.store(cpu.nr_running.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
         }
+        let running = running(cpu, &rq);
+        let busy = running.is_some();
+        let resched = running.is_none_or(|running| rq.gives_way(&running, &queued, now));
+        let kick = if resched && core::ptr::eq(cpu, me) {
+            // Nobody need come for a real-time task that is next here; should it be another one, the switch tells.
+            request_own(me, busy)
+        } else {
+            if rank == Rank::Realtime {
+                balance::note_realtime(cpu, &rq);
+            }
+            if resched { request(me, cpu, busy) } else { look_again(me, cpu, &rq) }
+        };
         // An idle CPU that wakes up runs the first of those that it was given.
-        let waits = !cpu.chosen.load(Ordering::Relaxed).is_null() || rq.len() > 1;
-        let kick = tell(me, cpu, &mut rq, &queued, now);
+        let waits = busy || rq.len() > 1;
         if trace::on() {
-            record(&queued, why, from, target, rq.len() as u32, kick);
+            record(&queued, why, from, cpu.id, rq.len() as u32, kick);
         }
         (kick, waits)
     };
@@ -228,20 +249,12 @@ fn record(task: &TaskRef, why: Why, from: CpuId, to: CpuId, queued: u32, kicked:
     }
 }
 
-/// What a task that has just been queued means for its CPU, whose queue is locked. True if the CPU needs an interrupt.
+/// A CPU that runs something, and goes on with it, has got company in its queue, which is locked: it may have to be interrupted sooner.
+/// True if it needs an interrupt now.
 #[inline(always)]
-fn tell(me: &Cpu, cpu: &Cpu, rq: &mut Queue, queued: &TaskRef, now: Nanos) -> bool {
-    let running = running(cpu, rq);
-    let resched = match &running {
-        None => true,
-        Some(running) => rq.gives_way(running, queued, now),
-    };
-    if resched {
-        return request(me, cpu, running.is_some());
-    }
-    let Some(running) = &running else { return false };
-    let look = tick::next_look(cpu, rq, Some(running));
-    if cpu.id == me.id {
+fn look_again(me: &Cpu, cpu: &Cpu, rq: &Queue) -> bool {
+    let look = tick::next_look(cpu, rq, running(cpu, rq).as_deref());
+    if core::ptr::eq(cpu, me) {
         me.timers.arm_slice(look, time::tsc());
         return false;
     }
@@ -249,17 +262,25 @@ fn tell(me: &Cpu, cpu: &Cpu, rq: &mut Queue, queued: &TaskRef, now: Nanos) -> bo
     look < cpu.timers.slice_end()
 }
 
-/// Asks a CPU, whose queue is locked, to pick anew. True if it needs an interrupt for that.
+/// Asks a CPU, whose queue is locked, to pick anew; `busy`: it runs something. True if it needs an interrupt for that.
 pub(super) fn request(me: &Cpu, cpu: &Cpu, busy: bool) -> bool {
+    if core::ptr::eq(cpu, me) {
+        return request_own(me, busy);
+    }
     // Relaxed: the lock orders it.
     let asked = cpu.need_resched.load(Ordering::Relaxed);
     cpu.need_resched.store(true, Ordering::Relaxed);
-    if cpu.id == me.id {
-        // A task of the kernel's own doesn't come to the way out of the kernel; an interrupt takes it there.
-        return busy && current().user().is_none();
-    }
     // A busy CPU that was asked before is on its way: whoever asked has sent the interrupt, or is that CPU itself.
     cpu.sleep.kick() || (busy && !asked)
+}
+
+/// [`request`] of this CPU itself.
+#[inline(always)]
+fn request_own(me: &Cpu, busy: bool) -> bool {
+    // Relaxed: the lock orders it.
+    me.need_resched.store(true, Ordering::Relaxed);
+    // A task of the kernel's own doesn't come to the way out of the kernel; an interrupt takes it there.
+    busy && current().user().is_none()
 }
 
 /// Sends a CPU the interrupt that makes it look.

@@ -1,4 +1,5 @@
-//! Leaving one task for the next. Entered by `sched` only, with interrupts off.
+//! Leaving one task for the next: what becomes of the one, and which the other is; the change itself is `handover`'s. Entered by `sched`
+//! only, with interrupts off.
 //!
 //! `need_resched`: whoever wants another CPU to look again sets it with that CPU's run queue locked. It is cleared under the same
 //! lock, at the head of [`reschedule`], and again when something was picked after the lock had been open in between. So a request
@@ -6,27 +7,28 @@
 //! behind that nobody will look at, which would keep others from sending an interrupt.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::mem::ManuallyDrop;
+use core::sync::atomic::Ordering;
 
 use vcpu_sched::events::{MigrateReason, Side, flag};
 use vcpu_sched::ids::Nanos;
 use vcpu_sched::placement::Level;
 use vcpu_sched::policy::PutReason;
+use vcpu_sched::runqueue::Turn;
 use vcpu_sched::task::state::{Action, Event, State};
 
-use super::place::{self, Why};
-use super::{Queue, balance, delegated, load_fs_base, tick, with_queue_of};
-use crate::arch::{debug_port, fpu, instr, switch};
-use crate::chaos::{self, Point};
-use crate::cpu::{self, Cpu, shown};
-use crate::mm::layout::{CPU_SLOT, USER_CPU_SLOT};
-use crate::mm::page_table::Entry;
-use crate::mm::shootdown;
+use super::handover::switch_to;
+use super::{Queue, balance, delegated, place, tick, with_queue_of};
+use crate::arch::fpu;
+use crate::cpu::{self, Cpu};
 use crate::rcu;
 use crate::sync::{IrqGuard, SpinLockGuard};
 use crate::task::{Task, TaskRef};
 use crate::time;
 use crate::trace;
+
+/// Access to this CPU's run queue.
+type RunQueueGuard = SpinLockGuard<'static, Queue, ()>;
 
 /// Why the current task is left.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,19 @@ impl Leave {
             Self::Preempted => Event::Preempt,
             Self::Exit => Event::Exit,
         }
+    }
+
+    /// The state in which a task mostly leaves so.
+    const fn expects(self) -> State {
+        match self {
+            Self::Block => State::Blocking,
+            Self::Yield | Self::Preempted | Self::Exit => State::Running,
+        }
+    }
+
+    /// Whether a task that leaves so mostly stays in its queue.
+    const fn stays(self) -> bool {
+        matches!(self, Self::Yield | Self::Preempted)
     }
 }
 
@@ -81,43 +96,141 @@ impl Left {
     }
 }
 
-/// Leaves the current task, and switches to whoever runs next. Interrupts are off.
+/// Leaves the current task of this CPU, and switches to whoever runs next. Interrupts are off.
 ///
-/// Inlined into its few callers, each of which has one reason: the state table then shrinks to a comparison.
+/// Inlined into its few callers, each of which has one reason: the state table then shrinks to an exchange of constants.
 #[inline(always)]
-pub(super) fn reschedule(why: Leave) {
-    let me = cpu::this();
+pub(super) fn reschedule(me: &'static Cpu, why: Leave) {
     // SAFETY: the scheduler owns a reference for the running task.
     let prev: &Task = unsafe { &*me.current.load(Ordering::Relaxed) };
-    let idle: *const Task = me.idle.load(Ordering::Relaxed);
-    let was_idle = core::ptr::eq(prev, idle);
 
     let mut rq = me.run_queue.lock_irqs_off();
     // Relaxed: the lock orders it, see the module's text.
     me.need_resched.store(false, Ordering::Relaxed);
     let tsc = time::tsc();
     let now = me.clock.at(tsc);
-    let left = if was_idle {
-        prev.sched.accounting().idled(now - Nanos(me.picked_time.load(Ordering::Relaxed)));
-        Left::Ready
-    } else {
+    let left = 'left: {
+        if core::ptr::eq(prev, me.idle.load(Ordering::Relaxed)) {
+            prev.sched.accounting().idled(now - Nanos(me.picked_time.load(Ordering::Relaxed)));
+            break 'left Left::Ready;
+        }
+        if why.stays()
+            && is_simple(me, prev)
+            && prev.state.apply_if(State::Running, why.event()) == Some(Action::Enqueue)
+        {
+            // SAFETY: as in `put_prev`.
+            let held = unsafe { place::borrowed(prev) };
+            // One of the two is chosen here, so that the code of each knows what it need not ask.
+            let turn = if rq.is_ordinary(&held) {
+                take_turns(me, prev, held, rq, why, true, tsc, now)
+            } else {
+                take_turns(me, prev, held, rq, why, false, tsc, now)
+            };
+            match turn {
+                None => return,
+                Some((guard, left)) => {
+                    rq = guard;
+                    break 'left left;
+                }
+            }
+        }
         put_prev(me, prev, &mut rq, why, now)
     };
-    go_on(me, prev, idle, rq, left, why == Leave::Preempted, tsc, now);
+    go_on(me, prev, rq, left, why == Leave::Preempted, tsc, now);
+}
+
+/// May the task stay in this CPU's queue, with nobody but that to be asked who is next? The run queue is locked.
+#[inline(always)]
+fn is_simple(me: &Cpu, prev: &Task) -> bool {
+    !delegated::exists() && prev.allowed_on(me.id) && !balance::realtime_waits_elsewhere(me)
+}
+
+/// The commonest switch: the task that is left, `held`, goes back to the queue, and the next, which may be the same, is the next there.
+/// All that time the run queue is locked. `Some`: nobody was found, and all but the first is still to be done.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn take_turns(
+    me: &'static Cpu,
+    prev: &Task,
+    held: ManuallyDrop<TaskRef>,
+    mut rq: RunQueueGuard,
+    why: Leave,
+    ordinary: bool,
+    tsc: u64,
+    now: Nanos,
+) -> Option<(RunQueueGuard, Left)> {
+    let (held, yields) = (ManuallyDrop::into_inner(held), why == Leave::Yield);
+    let turn = if ordinary { rq.turn_ordinary(held, yields, now) } else { rq.turn(held, yields, now) };
+    let Some(Turn { next, slice, steady }) = turn else { return Some((rq, Left::Queued)) };
+    if !next.allowed_on(me.id) {
+        let mut left = Left::Queued;
+        rq = send_away(me, rq, prev, &mut left, next, now);
+        return Some((rq, left));
+    }
+    let event = if steady { None } else { rq.next_event() };
+    let next = choose(me, next, ordinary, slice, event, tsc, now);
+    if !steady {
+        place::publish(me, &rq);
+    } else if !ordinary {
+        balance::note_realtime(me, &rq);
+    }
+    let same = core::ptr::eq(next, prev);
+    // SAFETY: held by the reference that just moved to `chosen`.
+    let next = unsafe { &*next };
+    if trace::on() && !same {
+        let flags = Left::Queued.state() | if why == Leave::Preempted { flag::PREEMPTED } else { 0 };
+        record(me, prev, next, flags, tsc);
+    }
+    drop(rq);
+    if same {
+        return None;
+    }
+    if cpu::count() > 1 {
+        let offers = me.offer.copy_without(&prev.may_run, me.id);
+        me.offers.store(offers, Ordering::Relaxed);
+    }
+    switch_to(me, prev, next);
+    None
+}
+
+/// `next`, which was picked, runs here next, for `slice` at a time, and something is due in its queue at `event`. The queue's reference is
+/// `chosen`'s from now on. `ordinary`: the task is known to be of the normal class.
+#[inline(always)]
+fn choose(
+    me: &Cpu,
+    next: TaskRef,
+    ordinary: bool,
+    slice: Option<Nanos>,
+    event: Option<Nanos>,
+    tsc: u64,
+    now: Nanos,
+) -> *const Task {
+    if next.state.apply(Event::Pick).is_err() {
+        picked_wrongly(&next);
+    }
+    let level = if ordinary { Level::NORMAL } else { next.sched.level() };
+    me.level.store(level.get(), Ordering::Relaxed);
+    me.picked_at.store(tsc, Ordering::Relaxed);
+    me.picked_time.store(now.0, Ordering::Relaxed);
+    me.timers.arm_slice(tick::look_at(me, slice, event, tsc), tsc);
+    let next = Arc::into_raw(next.0);
+    me.chosen.store(next.cast_mut(), Ordering::Relaxed);
+    next
 }
 
 /// Tells the state table and the queue what becomes of the task that is being left.
 #[inline(always)]
 fn put_prev(me: &Cpu, prev: &Task, rq: &mut Queue, why: Leave, now: Nanos) -> Left {
     // SAFETY: tasks live in Arcs, and the scheduler owns a reference for the running one: this one. It is given away only
-    // where `queued` is true.
+    // where the queue gets it.
     let held = unsafe { place::borrowed(prev) };
-    match prev.state.apply(why.event()) {
+    let expected = prev.state.apply_if(why.expects(), why.event());
+    match expected.map_or_else(|| prev.state.apply(why.event()), Ok) {
         Ok(Action::Enqueue) => {
             // A block that a wake-up overtook is no yield: the task asked for nothing and must not be made to pay.
             let yields = why == Leave::Yield;
             if !delegated::leaves(prev) && prev.allowed_on(me.id) {
-                let normal = rq.put_back(core::mem::ManuallyDrop::into_inner(held), yields, now);
+                let normal = rq.put_back(ManuallyDrop::into_inner(held), yields, now);
                 return if normal { Left::QueuedNormal } else { Left::Queued };
             }
             send_on(me, &held, rq, yields, now)
@@ -147,17 +260,8 @@ fn send_on(me: &Cpu, prev: &TaskRef, rq: &mut Queue, yields: bool, now: Nanos) -
 
 /// Picks the next task, and switches to it if it is another one.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn go_on(
-    me: &'static Cpu,
-    prev: &Task,
-    idle: *const Task,
-    mut rq: SpinLockGuard<'static, Queue, ()>,
-    mut left: Left,
-    preempted: bool,
-    tsc: u64,
-    now: Nanos,
-) {
+fn go_on(me: &'static Cpu, prev: &Task, mut rq: RunQueueGuard, mut left: Left, preempted: bool, tsc: u64, now: Nanos) {
+    let idle: *const Task = me.idle.load(Ordering::Relaxed);
     let was_idle = core::ptr::eq(prev, idle);
     // One ordinary task in, one out: the queue's figures stay as they are.
     let mut settled = left == Left::QueuedNormal;
@@ -199,45 +303,22 @@ fn go_on(
             break Some(t);
         }
         settled = false;
-        rq.put_prev(&t, PutReason::Migrate, now);
-        if core::ptr::eq(Arc::as_ptr(&t.0), prev) {
-            // It may not stay here (it was woken while it was leaving, or its affinity has just changed): its successor sends
-            // it on, with the reference that it runs on.
-            if left.is_queued() {
-                left = Left::Ready;
-                core::mem::forget(t);
-            }
-            me.forward.store(true, Ordering::Relaxed);
-            continue;
-        }
-        rq = unlocked(me, rq, prev, &mut left, |me, _| {
-            fpu::flush_live(me, &t);
-            place::place(t, Why::Migrate(MigrateReason::Affinity));
-        });
+        rq = send_away(me, rq, prev, &mut left, t, now);
     };
     let next: *const Task = match next {
         Some(t) => {
-            if t.state.apply(Event::Pick).is_err() {
-                picked_wrongly(&t);
-            }
-            let level = if normal { Level::NORMAL } else { place::level_of(&t) };
-            me.level.store(level.get(), Ordering::Relaxed);
-            me.picked_at.store(tsc, Ordering::Relaxed);
-            let look = if normal { tick::first_look(me, &rq, &t, tsc) } else { tick::next_look(me, &rq, Some(&t)) };
-            me.timers.arm_slice(look, tsc);
-            let next = Arc::into_raw(t.0);
-            me.chosen.store(next.cast_mut(), Ordering::Relaxed);
-            next
+            let (slice, event) = if normal { (rq.normal_slice(&t), None) } else { (rq.slice(&t), rq.next_event()) };
+            choose(me, t, normal, slice, event, tsc, now)
         }
         None => {
             me.level.store(Level::IDLE.get(), Ordering::Relaxed);
             me.picked_at.store(tsc, Ordering::Relaxed);
+            me.picked_time.store(now.0, Ordering::Relaxed);
             me.timers.arm_slice(tick::next_look(me, &rq, None), tsc);
             me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
             idle
         }
     };
-    me.picked_time.store(now.0, Ordering::Relaxed);
     let mut offers = false;
     if !settled {
         place::publish(me, &rq);
@@ -264,7 +345,7 @@ fn go_on(
         }
         if !was_idle && !left.is_queued() {
             // It was woken while it was leaving: the waker's reference came on top of the one that it runs on.
-            // SAFETY: `into_raw` above made it.
+            // SAFETY: `into_raw` made it.
             drop(unsafe { Arc::from_raw(next) });
         }
         return;
@@ -288,17 +369,44 @@ fn go_on(
     switch_to(me, prev, next_task);
 }
 
+/// What was picked may not run here. Takes the pick back, and sends the task elsewhere; `prev`, if it is that (it was woken while it was
+/// leaving, or its affinity has just changed), by its successor, with the reference that it runs on.
+#[cold]
+#[inline(never)]
+fn send_away(
+    me: &'static Cpu,
+    mut rq: RunQueueGuard,
+    prev: &Task,
+    left: &mut Left,
+    picked: TaskRef,
+    now: Nanos,
+) -> RunQueueGuard {
+    rq.put_prev(&picked, PutReason::Migrate, now);
+    if core::ptr::eq(Arc::as_ptr(&picked.0), prev) {
+        if left.is_queued() {
+            *left = Left::Ready;
+            core::mem::forget(picked);
+        }
+        me.forward.store(true, Ordering::Relaxed);
+        return rq;
+    }
+    unlocked(me, rq, prev, left, |me, _| {
+        fpu::flush_live(me, &picked);
+        place::place_again(picked, MigrateReason::Affinity);
+    })
+}
+
 /// Opens the run queue's lock for `f`, which gets the highest real-time priority in the queue. Until it is locked again, the CPU
 /// looks idle to others: it runs nothing that could be preempted. If `prev`, which blocks, is woken meanwhile, it is in our
 /// queue (it can go nowhere else), and the record of the switch must say so: that of the wake-up has been written.
 #[cold]
 fn unlocked(
     me: &'static Cpu,
-    rq: SpinLockGuard<'static, Queue, ()>,
+    rq: RunQueueGuard,
     prev: &Task,
     left: &mut Left,
     f: impl FnOnce(&Cpu, u8),
-) -> SpinLockGuard<'static, Queue, ()> {
+) -> RunQueueGuard {
     me.chosen.store(core::ptr::null_mut(), Ordering::Relaxed);
     me.level.store(Level::IDLE.get(), Ordering::Relaxed);
     place::publish(me, &rq);
@@ -325,12 +433,6 @@ fn record(me: &Cpu, prev: &Task, next: &Task, flags: u8, tsc: u64) {
     trace::switch(me, side(prev), side(next), flags, queued, tsc);
 }
 
-/// Adds to a counter that only this CPU writes, for now: the task's own, or this CPU's.
-#[inline(always)]
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-}
-
 #[cold]
 fn picked_wrongly(task: &Task) -> ! {
     panic!("task {} picked while {:?}", task.id.0, task.state.load())
@@ -339,68 +441,6 @@ fn picked_wrongly(task: &Task) -> ! {
 #[cold]
 fn left_wrongly(task: &Task, event: Event) -> ! {
     panic!("task {} left its CPU by {event:?} while {:?}", task.id.0, task.state.load())
-}
-
-/// Leaves `prev` and continues `next`. Interrupts are off.
-#[inline(always)]
-fn switch_to(me: &Cpu, prev: &Task, next: &Task) {
-    add(&me.stats.switches, 1);
-    fpu::switch(me, prev, next);
-    // Relaxed: read by others only together with the state or the queue's lock that made `next` ours.
-    next.on_cpu.store(true, Ordering::Relaxed);
-    let top = next.block.top();
-    let slot = Entry(me.slot_entry.load(Ordering::Relaxed));
-    if top.get(CPU_SLOT) != slot {
-        top.set(CPU_SLOT, slot);
-        top.set(USER_CPU_SLOT, shown::user_entry(slot));
-    }
-    if next.user().is_some() {
-        load_fs_base(me, next.fs_base());
-    }
-    // SAFETY: we are about to run it.
-    shootdown::enter_space(me, unsafe { next.space_ptr() });
-    me.current.store(core::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
-    // SAFETY: interrupts are off; `next`'s stack pointer was saved or laid out; its root has the kernel half and now this
-    // CPU's slot; tasks live in the heap, that is, in the direct map.
-    unsafe { switch::switch_task(prev.saved_rsp(), *next.saved_rsp(), next.block.root().0, prev.on_cpu.as_ptr()) };
-    finish_switch();
-}
-
-/// What the previous task left to be done, by the task that now runs. Interrupts are off.
-#[inline(always)]
-fn finish_switch() {
-    let me = cpu::this();
-    let prev = me.leaving.load(Ordering::Relaxed);
-    // Before the task that was left is sent on, which takes the flag back.
-    let offers = me.offers.load(Ordering::Relaxed);
-    if !prev.is_null() {
-        let_go(me, prev);
-    }
-    if offers {
-        // It could not be taken before: this CPU stood on its stack.
-        place::call_idle(me, &me.offer);
-        if balance::realtime_waits() {
-            balance::push_realtime(me);
-        }
-    }
-    chaos::point(Point::Switch);
-    if debug_port::keeps_task() {
-        debug_port::switched();
-    }
-}
-
-/// Drops the reference to the task that has left, or sends the task on.
-fn let_go(me: &Cpu, prev: *mut Task) {
-    me.leaving.store(core::ptr::null_mut(), Ordering::Relaxed);
-    // SAFETY: the reference that `current` held until the switch.
-    let prev = TaskRef(unsafe { Arc::from_raw(prev.cast_const()) });
-    let forward = me.forward.load(Ordering::Relaxed);
-    me.forward.store(false, Ordering::Relaxed);
-    if let Some(prev) = delegated::left(me, prev, forward)
-        && forward
-    {
-        place::place(prev, Why::Migrate(MigrateReason::Affinity));
-    }
 }
 
 /// How long a task has run, its present slice included. Callable from interrupt context.
@@ -415,11 +455,4 @@ pub fn ran(task: &Task) -> Nanos {
         before() + slice
     });
     exact.unwrap_or_else(before)
-}
-
-/// First thing that a new task does.
-#[unsafe(no_mangle)]
-extern "C" fn finish_first_switch() {
-    finish_switch();
-    instr::sti();
 }

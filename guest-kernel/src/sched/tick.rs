@@ -15,21 +15,18 @@ use crate::trace;
 /// When a CPU's queue, which is locked, must be asked again, in TSC ticks; `u64::MAX`: never, as things are.
 #[inline(always)]
 pub(super) fn next_look(cpu: &Cpu, rq: &Queue, running: Option<&TaskRef>) -> u64 {
-    let slice = match running.and_then(|running| rq.slice(running)) {
-        Some(slice) => cpu.picked_at.load(Ordering::Relaxed).saturating_add(cpu.clock.span_ticks(slice)),
-        None => u64::MAX,
-    };
-    let look = match rq.next_event() {
+    let slice = running.and_then(|running| rq.slice(running));
+    look_at(cpu, slice, rq.next_event(), cpu.picked_at.load(Ordering::Relaxed))
+}
+
+/// [`next_look`] while a task runs that was picked at the TSC value `picked` and has this slice, and something is due at `event`.
+#[inline(always)]
+pub(super) fn look_at(cpu: &Cpu, slice: Option<Nanos>, event: Option<Nanos>, picked: u64) -> u64 {
+    let slice = slice.map_or(u64::MAX, |slice| picked.saturating_add(cpu.clock.span_ticks(slice)));
+    let look = match event {
         Some(event) => slice.min(time::tsc_at(event)),
         None => slice,
     };
-    delegated::cap(cpu, look)
-}
-
-/// [`next_look`] for an ordinary task that was picked at the TSC value `picked` from a queue that holds only such.
-#[inline(always)]
-pub(super) fn first_look(cpu: &Cpu, rq: &Queue, running: &TaskRef, picked: u64) -> u64 {
-    let look = rq.normal_slice(running).map_or(u64::MAX, |slice| picked.saturating_add(cpu.clock.span_ticks(slice)));
     delegated::cap(cpu, look)
 }
 

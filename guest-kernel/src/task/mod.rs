@@ -83,6 +83,9 @@ pub struct TaskStats {
     pub faults: AtomicU64,
 }
 
+/// [`Task::ran_on`] of a task that never ran.
+const NOWHERE: u32 = u32::MAX;
+
 /// A task.
 pub struct Task {
     /// Number, unique among living tasks. Linux's tid.
@@ -95,8 +98,8 @@ pub struct Task {
     pub cpu: AtomicU32,
     /// CPU whose registers hold the only copy of the FPU state, or `fpu::NOT_LIVE`.
     pub fpu_live: AtomicU32,
-    /// CPU whose registers last held the FPU state.
-    pub fpu_cpu: AtomicU32,
+    /// The CPU that it ran on last, whose slot is in its page table; or [`NOWHERE`]. Written by the CPU that is about to run it.
+    pub ran_on: AtomicU32,
     /// Where the task may run. Guards the mask only.
     pub affinity: SpinLock<CpuMask>,
     /// Where it may run in fact, for lock-free looks: `affinity`, or the home of a deadline task.
@@ -239,7 +242,7 @@ impl Task {
             on_cpu: AtomicBool::new(false),
             cpu: AtomicU32::new(cpu::this().id.0),
             fpu_live: AtomicU32::new(fpu::NOT_LIVE),
-            fpu_cpu: AtomicU32::new(fpu::NOT_LIVE),
+            ran_on: AtomicU32::new(NOWHERE),
             may_run: AtomicCpuSet::of(&affinity),
             affinity: SpinLock::new(affinity),
             work: AtomicU32::new(0),

@@ -90,7 +90,7 @@ impl CpuTimers {
 
     /// Has the run queue asked again at a TSC value, `u64::MAX`: not at all. `now` is the TSC. Own CPU, interrupts off, run queue
     /// locked.
-    #[inline]
+    #[inline(always)]
     pub fn arm_slice(&self, end: u64, now: u64) {
         self.slice_end.store(end, Ordering::Relaxed);
         if end != u64::MAX {
@@ -113,19 +113,24 @@ impl CpuTimers {
     }
 
     /// Makes the hardware fire at `tsc` or earlier. Own CPU, interrupts off.
-    #[inline]
+    #[inline(always)]
     fn program(&self, tsc: u64, now: u64) {
         let programmed = self.programmed.load(Ordering::Relaxed);
         // The second: that interrupt is pending, or lost.
         if tsc < programmed || programmed < now {
-            if chaos::clock::on() {
-                // Nothing gets lost there, and what is due stays due until somebody looks.
-                self.programmed.store(programmed.min(tsc), Ordering::Relaxed);
-                return;
-            }
-            self.programmed.store(tsc, Ordering::Relaxed);
-            apic::arm_timer(tsc);
+            self.program_anew(tsc, programmed);
         }
+    }
+
+    #[inline(never)]
+    fn program_anew(&self, tsc: u64, programmed: u64) {
+        if chaos::clock::on() {
+            // Nothing gets lost there, and what is due stays due until somebody looks.
+            self.programmed.store(programmed.min(tsc), Ordering::Relaxed);
+            return;
+        }
+        self.programmed.store(tsc, Ordering::Relaxed);
+        apic::arm_timer(tsc);
     }
 
     /// What the hardware is armed for means another time now: whatever comes next arms it anew. Own CPU, interrupts off.

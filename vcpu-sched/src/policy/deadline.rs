@@ -104,6 +104,20 @@ impl<E: Entity> Deadline<E> {
         }
     }
 
+    #[inline(never)]
+    fn pick_first(&mut self, now: Nanos) -> Option<E> {
+        self.event(now);
+        self.charged = Nanos::ZERO;
+        let first = self.ready.pop(&mut self.shelf.places)?;
+        self.shelf.take(first.slot)
+    }
+
+    /// Is no task queued, not even one that waits for its budget?
+    #[inline(always)]
+    pub(crate) fn has_none(&self) -> bool {
+        self.ready.len() == 0 && self.throttled.len() == 0
+    }
+
     /// Into the heap that it belongs to.
     fn insert(&mut self, e: E, now: Nanos) {
         let state = &e.sched().deadline;
@@ -148,15 +162,9 @@ impl<E: Entity> Policy<E> for Deadline<E> {
         self.shelf.take(entry.slot)
     }
 
-    #[inline]
+    #[inline(always)]
     fn pick_next(&mut self, now: Nanos) -> Option<E> {
-        if self.ready.len() == 0 && self.throttled.len() == 0 {
-            return None;
-        }
-        self.event(now);
-        self.charged = Nanos::ZERO;
-        let first = self.ready.pop(&mut self.shelf.places)?;
-        self.shelf.take(first.slot)
+        if self.has_none() { None } else { self.pick_first(now) }
     }
 
     fn put_prev(&mut self, prev: &E, ran: Nanos, _why: PutReason) {

@@ -23,6 +23,13 @@ impl<E: Entity> Delegated<E> {
     pub const fn new() -> Self {
         Self { nodes: Nodes::new(), queue: List::EMPTY, len: 0 }
     }
+
+    #[inline(never)]
+    fn pick_first(&mut self) -> Option<E> {
+        let task = self.nodes.pop_front(&mut self.queue);
+        self.len -= usize::from(task.is_some());
+        task
+    }
 }
 
 impl<E: Entity> Default for Delegated<E> {
@@ -43,10 +50,9 @@ impl<E: Entity> Policy<E> for Delegated<E> {
         task
     }
 
+    #[inline(always)]
     fn pick_next(&mut self, _now: Nanos) -> Option<E> {
-        let task = self.nodes.pop_front(&mut self.queue);
-        self.len -= usize::from(task.is_some());
-        task
+        if self.len == 0 { None } else { self.pick_first() }
     }
 
     fn len(&self) -> usize {

@@ -133,6 +133,29 @@ impl<E: Entity> Nodes<E> {
         Some(task)
     }
 
+    /// Takes the first task and adds another one at the end, which gets the first one's node. An empty list stays empty: then the
+    /// new one comes back.
+    #[inline(always)]
+    pub fn rotate(&mut self, list: &mut List, e: E) -> E {
+        let List { head: slot, tail: last } = *list;
+        let Some(node) = self.nodes.get_mut(slot as usize) else { return e };
+        let Some(first) = node.task.take() else { return e };
+        e.sched().slot.set(slot);
+        node.task = Some(e);
+        if slot != last {
+            let next = core::mem::replace(&mut node.next, NO_SLOT);
+            node.prev = last;
+            if let Some(node) = self.nodes.get_mut(last as usize) {
+                node.next = slot;
+            }
+            if let Some(node) = self.nodes.get_mut(next as usize) {
+                node.prev = NO_SLOT;
+            }
+            *list = List { head: next, tail: slot };
+        }
+        first
+    }
+
     /// Takes a certain task, which must be on this list if it is in this memory at all.
     #[inline]
     pub fn remove(&mut self, list: &mut List, e: &E) -> Option<E> {

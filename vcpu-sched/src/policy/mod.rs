@@ -18,7 +18,8 @@
 //!    that reason it calls [`put_prev`](Policy::put_prev), exactly once for each `pick_next`, which charges the rest of
 //!    its time. Then, by reason:
 //!    - preempted: `enqueue` with [`EnqueueReason::Preempted`];
-//!    - yielded: `enqueue` with [`EnqueueReason::Yield`]; both calls are one in [`put_back`](Policy::put_back);
+//!    - yielded: `enqueue` with [`EnqueueReason::Yield`]; both calls are one in [`put_back`](Policy::put_back), and with the next
+//!      pick in [`turn`](Policy::turn);
 //!    - blocked, exited: nothing more. The policy has forgotten the task, but may have left something in the entity
 //!      (the lag of a sleeper) for its next `enqueue`.
 //! 5. **The next is picked**, which may be the same task again. If its affinity forbids this CPU
@@ -126,6 +127,13 @@ pub trait Policy<E: Entity> {
         };
         self.put_prev(&prev, ran, put);
         self.enqueue(prev, why, now);
+    }
+
+    /// The current task gives way, and the next is picked: [`put_back`](Policy::put_back) and [`pick_next`](Policy::pick_next) in
+    /// one, which is all that this does unless a policy has a shorter way.
+    fn turn(&mut self, prev: E, ran: Nanos, yields: bool, now: Nanos) -> Option<E> {
+        self.put_back(prev, ran, yields, now);
+        self.pick_next(now)
     }
 
     /// The running `e`, which this policy never picked, is current from now on: its parameters have changed. It has run

@@ -5,6 +5,8 @@
 //! a slice while another waits. In POSIX's words (2.8.4, process scheduling): a preempted task goes to the head of its
 //! priority's list, one that becomes runnable, yields or has used up its slice goes to the tail; a task whose priority
 //! is changed goes to the tail of the new one, and a running one stays running if it still has the highest.
+//!
+//! A single queued task needs no list: mostly it is one that has just been woken and runs next.
 
 use super::list::{List, Nodes};
 use super::{EnqueueReason, Entity, Policy, PutReason};
@@ -27,11 +29,14 @@ fn highest_of([low, high]: [u64; 2]) -> usize {
 /// See the module's text.
 #[derive(Clone, Debug)]
 pub struct Realtime<E> {
+    /// The queued task while there is only one: then the lists are empty.
+    single: Option<E>,
     nodes: Nodes<E>,
     levels: [List; LEVELS],
-    /// Somebody waits at priority p: bit p of both words together.
+    /// Somebody waits in the list of priority p: bit p of both words together.
     waiting: [u64; 2],
-    len: usize,
+    /// How many are in lists.
+    listed: usize,
     slice: Nanos,
     /// What of the current task's run is taken off its slice already.
     charged: Nanos,
@@ -46,23 +51,66 @@ impl<E: Entity> Realtime<E> {
     /// An empty queue with another slice for `SCHED_RR`.
     pub const fn with_slice(slice: Nanos) -> Self {
         let levels = [List::EMPTY; LEVELS];
-        Self { nodes: Nodes::new(), levels, waiting: [0; 2], len: 0, slice, charged: Nanos::ZERO }
+        Self { single: None, nodes: Nodes::new(), levels, waiting: [0; 2], listed: 0, slice, charged: Nanos::ZERO }
     }
 
     /// The highest priority that waits; 0 if none does.
-    #[inline]
+    #[inline(always)]
     pub fn highest(&self) -> u8 {
-        highest_of(self.waiting) as u8
+        match &self.single {
+            Some(single) => single.sched().rt_priority(),
+            None if self.listed == 0 => 0,
+            None => highest_of(self.waiting) as u8,
+        }
     }
 
-    fn level(&self, e: &E) -> usize {
+    #[inline(always)]
+    fn level(e: &E) -> usize {
         usize::from(e.sched().rt_priority()).min(LEVELS - 1)
     }
 
-    /// Note that a task has left a level.
+    /// Does somebody wait at this level?
+    fn waits_at(&self, level: usize) -> bool {
+        match &self.single {
+            Some(single) => Self::level(single) == level,
+            None => !self.levels[level].is_empty(),
+        }
+    }
+
+    /// Puts a task into the list of its priority.
+    fn link(&mut self, e: E, head: bool) {
+        let level = Self::level(&e);
+        let list = &mut self.levels[level];
+        if head {
+            self.nodes.push_front(list, e);
+        } else {
+            self.nodes.push_back(list, e);
+        }
+        self.waiting[level / 64] |= 1 << (level % 64);
+        self.listed += 1;
+    }
+
+    /// Adds a task to others.
+    #[inline(never)]
+    fn link_beside(&mut self, e: E, head: bool) {
+        if let Some(single) = self.single.take() {
+            self.link(single, false);
+        }
+        self.link(e, head);
+    }
+
+    /// Takes the first of a list.
+    #[inline(never)]
+    fn take_first(&mut self) -> Option<E> {
+        let level = highest_of(self.waiting);
+        let task = self.nodes.pop_front(&mut self.levels[level]);
+        self.left(level, task)
+    }
+
+    /// Note that a task has left a list.
     fn left(&mut self, level: usize, task: Option<E>) -> Option<E> {
         if task.is_some() {
-            self.len -= 1;
+            self.listed -= 1;
             if self.levels[level].is_empty() {
                 self.waiting[level / 64] &= !(1 << (level % 64));
             }
@@ -88,7 +136,7 @@ impl<E: Entity> Default for Realtime<E> {
 }
 
 impl<E: Entity> Policy<E> for Realtime<E> {
-    #[inline]
+    #[inline(always)]
     fn enqueue(&mut self, e: E, why: EnqueueReason, _now: Nanos) {
         let sched = e.sched();
         let used_up = sched.rr_left.get() == 0;
@@ -97,28 +145,28 @@ impl<E: Entity> Policy<E> for Realtime<E> {
         if used_up || matches!(why, EnqueueReason::New | EnqueueReason::Yield) {
             sched.rr_left.set(self.slice.0);
         }
-        let level = self.level(&e);
-        let list = &mut self.levels[level];
-        if head {
-            self.nodes.push_front(list, e);
-        } else {
-            self.nodes.push_back(list, e);
+        match &mut self.single {
+            none @ None if self.listed == 0 => *none = Some(e),
+            _ => self.link_beside(e, head),
         }
-        self.waiting[level / 64] |= 1 << (level % 64);
-        self.len += 1;
     }
 
     fn dequeue(&mut self, e: &E) -> Option<E> {
-        let level = self.level(e);
+        if self.single.as_ref().is_some_and(|single| single.id() == e.id()) {
+            return self.single.take();
+        }
+        let level = Self::level(e);
         let task = self.nodes.remove(&mut self.levels[level], e);
         self.left(level, task)
     }
 
+    #[inline(always)]
     fn pick_next(&mut self, _now: Nanos) -> Option<E> {
-        let level = usize::from(self.highest());
         self.charged = Nanos::ZERO;
-        let task = self.nodes.pop_front(&mut self.levels[level]);
-        self.left(level, task)
+        match self.single.take() {
+            None if self.listed != 0 => self.take_first(),
+            single => single,
+        }
     }
 
     fn put_prev(&mut self, prev: &E, ran: Nanos, _why: PutReason) {
@@ -131,20 +179,20 @@ impl<E: Entity> Policy<E> for Realtime<E> {
     }
 
     fn len(&self) -> usize {
-        self.len
+        self.listed + usize::from(self.single.is_some())
     }
 
     /// Somebody more important waits; or the slice is over, and an equal waits. Without an equal, a new slice begins.
     fn tick(&mut self, current: &E, ran: Nanos) -> bool {
         self.charge(current, ran);
-        let level = self.level(current);
+        let level = Self::level(current);
         if usize::from(self.highest()) > level {
             return true;
         }
         if current.sched().rr_left.get() != 0 || !Self::takes_turns(current) {
             return false;
         }
-        if self.levels[level].is_empty() {
+        if !self.waits_at(level) {
             current.sched().rr_left.set(self.slice.0);
             return false;
         }
@@ -155,13 +203,17 @@ impl<E: Entity> Policy<E> for Realtime<E> {
         woken.sched().rt_priority() > current.sched().rt_priority()
     }
 
+    #[inline(always)]
     fn slice(&self, current: &E) -> Option<Nanos> {
-        let contended = Self::takes_turns(current) && !self.levels[self.level(current)].is_empty();
+        let contended = Self::takes_turns(current) && self.waits_at(Self::level(current));
         contended.then(|| self.charged + Nanos(current.sched().rr_left.get()))
     }
 
     /// The most important task that is wanted.
     fn steal(&mut self, mut wanted: impl FnMut(&E) -> bool) -> Option<E> {
+        if let Some(single) = &self.single {
+            return if wanted(single) { self.single.take() } else { None };
+        }
         let mut left = self.waiting;
         while left != [0; 2] {
             let level = highest_of(left);

@@ -61,6 +61,11 @@ impl<E: Entity> Policy<E> for RoundRobin<E> {
         self.left(task)
     }
 
+    #[inline(always)]
+    fn turn(&mut self, prev: E, _ran: Nanos, _yields: bool, _now: Nanos) -> Option<E> {
+        Some(self.nodes.rotate(&mut self.queue, prev))
+    }
+
     #[inline]
     fn len(&self) -> usize {
         self.len

@@ -18,6 +18,13 @@ impl<E: Entity> Stop<E> {
     pub const fn new() -> Self {
         Self { nodes: Nodes::new(), queue: List::EMPTY, len: 0 }
     }
+
+    #[inline(never)]
+    fn pick_first(&mut self) -> Option<E> {
+        let task = self.nodes.pop_front(&mut self.queue);
+        self.len -= usize::from(task.is_some());
+        task
+    }
 }
 
 impl<E: Entity> Default for Stop<E> {
@@ -38,10 +45,9 @@ impl<E: Entity> Policy<E> for Stop<E> {
         task
     }
 
+    #[inline(always)]
     fn pick_next(&mut self, _now: Nanos) -> Option<E> {
-        let task = self.nodes.pop_front(&mut self.queue);
-        self.len -= usize::from(task.is_some());
-        task
+        if self.len == 0 { None } else { self.pick_first() }
     }
 
     fn len(&self) -> usize {

@@ -140,6 +140,17 @@ impl Event {
         Self::Preempt,
         Self::Exit,
     ];
+
+    /// The state that it mostly finds.
+    const fn usual(self) -> State {
+        match self {
+            Self::Start => State::New,
+            Self::Pick => State::Ready,
+            Self::Block | Self::Deschedule | Self::Preempt | Self::Exit => State::Running,
+            Self::CancelBlock => State::Blocking,
+            Self::Wake => State::Blocked,
+        }
+    }
 }
 
 /// What the sender of an event must do. Decided by the table, carried out by the caller.
@@ -239,8 +250,27 @@ impl AtomicState {
     ///
     /// # Errors
     /// [`BadTransition`] if the event can't happen now; nothing has changed then.
-    #[inline]
+    #[inline(always)]
     pub fn apply(&self, event: Event) -> Result<Action, BadTransition> {
+        match self.apply_if(event.usual(), event) {
+            Some(action) => Ok(action),
+            None => self.apply_to_any(event),
+        }
+    }
+
+    /// [`apply`](Self::apply), but only if the state is `from`: one exchange of two constants, without a look before. `None`: it is
+    /// another one, or the event can't happen to that one, and nothing has changed.
+    #[inline(always)]
+    pub fn apply_if(&self, from: State, event: Event) -> Option<Action> {
+        let (new, action) = from.on(event).ok()?;
+        // The orderings of `apply`.
+        let done = self.0.compare_exchange(from as u8, new as u8, Ordering::AcqRel, Ordering::Relaxed);
+        done.is_ok().then_some(action)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn apply_to_any(&self, event: Event) -> Result<Action, BadTransition> {
         let mut old = self.0.load(Ordering::Relaxed);
         loop {
             let (new, action) = Self::decode(old).on(event)?;
@@ -361,6 +391,23 @@ Exit        .         .         Deadx     .         .         .
                         assert_eq!(state.load(), from);
                     }
                 }
+            }
+        }
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn a_condition_on_the_state_is_kept() {
+        for (from, event) in State::ALL.into_iter().flat_map(|from| Event::ALL.map(|event| (from, event))) {
+            for there in State::ALL {
+                let state = AtomicState::new(there);
+                let expected = from.on(event).ok().filter(|_| from == there);
+                assert_eq!(
+                    state.apply_if(from, event),
+                    expected.map(|(_, action)| action),
+                    "{there:?}: {from:?} {event:?}"
+                );
+                assert_eq!(state.load(), expected.map_or(there, |(to, _)| to));
             }
         }
     }

@@ -11,7 +11,7 @@ use vcpu_sched::events::MigrateReason;
 use vcpu_sched::params::SchedParams;
 use vcpu_sched::policy::EnqueueReason;
 
-use super::super::place::{self, Why};
+use super::super::place;
 use super::super::{Queue, with_queue_of};
 use super::{effects, exists, hosted, on};
 use crate::cpu::{self, Cpu};
@@ -43,7 +43,7 @@ pub fn house(me: &Cpu) {
     let taken = hosted::with(|hosted, _| core::mem::take(&mut hosted.homeless));
     if let Some((homeless, effects)) = taken {
         for task in homeless {
-            place::place(task, Why::Migrate(MigrateReason::Delegated));
+            place::place_again(task, MigrateReason::Delegated);
         }
         effects::carry_out(me, effects);
     }
@@ -74,7 +74,7 @@ fn pull_in(task: &Arc<Task>) {
     match with_queue_of(task, |cpu, rq| act(cpu, rq, task)) {
         None | Some(Then::Nothing) => {}
         Some(Then::Kick(cpu)) => place::kick_now(cpu),
-        Some(Then::Place(task)) => place::place(task, Why::Migrate(MigrateReason::Delegated)),
+        Some(Then::Place(task)) => place::place_again(task, MigrateReason::Delegated),
     }
 }
 

@@ -160,30 +160,36 @@ impl<E: Entity> Fair<E> {
     /// Brings the current task's virtual runtime up to date.
     #[inline(always)]
     fn charge(&mut self, current: &E, ran: Nanos) {
+        self.fulfilled |= self.advance(current, ran);
+        self.charged = ran.0;
+    }
+
+    /// The current task's virtual runtime goes on to what it has run. Has it fulfilled a request by that? Then it has made a new one.
+    #[inline(always)]
+    fn advance(&mut self, current: &E, ran: Nanos) -> bool {
         let fair = &current.sched().fair;
         let delta = ran.0.saturating_sub(self.charged);
-        self.charged = ran.0;
         let weight = fair.weight.get();
         let by = weight::virtual_time(delta, weight, fair.inverse.get());
         let vruntime = fair.vruntime.get().wrapping_add(by);
         fair.vruntime.set(vruntime);
         self.average.advance(by, weight);
-        if !before(vruntime, fair.deadline.get()) {
+        let fulfilled = !before(vruntime, fair.deadline.get());
+        if fulfilled {
             fair.deadline.set(vruntime.wrapping_add(fair.virtual_slice.get()));
-            self.fulfilled = true;
         }
+        fulfilled
     }
 
-    /// [`charge`](Self::charge) for a current task that gives up its request: what is left of it counts as run.
+    /// [`advance`](Self::advance) for a current task that gives up its request: what is left of it counts as run.
     ///
     /// Linux spares those that are not eligible at that moment (they give way anyway), with the effect that of three tasks that
     /// yield in turn one gets 40 %. A task is eligible when it is picked, so it gets no further ahead than a slice either way; while
     /// pushing only the deadline would let it push it out of sight.
     #[inline(always)]
-    fn charge_request(&mut self, current: &E, ran: Nanos) {
+    fn give_up_request(&mut self, current: &E, ran: Nanos) {
         let fair = &current.sched().fair;
         let delta = ran.0.saturating_sub(self.charged);
-        self.charged = ran.0;
         let weight = fair.weight.get();
         let (vruntime, mut deadline) = (fair.vruntime.get(), fair.deadline.get());
         let reached = vruntime.wrapping_add(weight::virtual_time(delta, weight, fair.inverse.get()));
@@ -194,6 +200,25 @@ impl<E: Entity> Fair<E> {
         self.average.advance(deadline.wrapping_sub(vruntime), weight);
         fair.vruntime.set(deadline);
         fair.deadline.set(deadline.wrapping_add(request));
+    }
+
+    /// The current task stops being that, and stays. What was charged of its run is of no interest any more.
+    #[inline(always)]
+    fn stop(&mut self, prev: &E, ran: Nanos, yields: bool) {
+        if yields {
+            self.give_up_request(prev, ran);
+        } else {
+            self.advance(prev, ran);
+        }
+    }
+
+    /// What was taken out is the current task from now on.
+    #[inline(always)]
+    fn begin(&mut self, task: E) -> E {
+        self.charged = 0;
+        self.fulfilled = false;
+        self.average.follow(task.sched().fair.vruntime.get());
+        task
     }
 
     /// The current task is among the others from now on.
@@ -323,7 +348,7 @@ impl<E: Entity> Policy<E> for Fair<E> {
         match why {
             EnqueueReason::Preempted => self.give_back(e),
             EnqueueReason::Yield => {
-                self.charge_request(&e, Nanos(self.charged)); // its time is charged already
+                self.give_up_request(&e, Nanos(self.charged)); // its time is charged already
                 self.give_back(e);
             }
             EnqueueReason::New | EnqueueReason::Wake | EnqueueReason::Migrate => self.arrive(e, why),
@@ -343,10 +368,7 @@ impl<E: Entity> Policy<E> for Fair<E> {
             None => self.take_best()?,
             Some(task) => task,
         };
-        self.charged = 0;
-        self.fulfilled = false;
-        self.average.follow(task.sched().fair.vruntime.get());
-        Some(task)
+        Some(self.begin(task))
     }
 
     #[inline(always)]
@@ -360,12 +382,18 @@ impl<E: Entity> Policy<E> for Fair<E> {
 
     #[inline(always)]
     fn put_back(&mut self, prev: E, ran: Nanos, yields: bool, _now: Nanos) {
-        if yields {
-            self.charge_request(&prev, ran);
-        } else {
-            self.charge(&prev, ran);
-        }
+        self.stop(&prev, ran, yields);
         self.give_back(prev);
+    }
+
+    #[inline(always)]
+    fn turn(&mut self, prev: E, ran: Nanos, yields: bool, _now: Nanos) -> Option<E> {
+        self.stop(&prev, ran, yields);
+        let task = match self.change_places(prev) {
+            Ok(task) => task,
+            Err(prev) => self.take_best_with(prev)?,
+        };
+        Some(self.begin(task))
     }
 
     fn adopt(&mut self, e: &E, ran: Nanos, _now: Nanos) {

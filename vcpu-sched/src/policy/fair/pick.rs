@@ -1,4 +1,4 @@
-//! Which of the fair class's tasks runs next. Called by [`Fair`]'s `pick_next` alone.
+//! Which of the fair class's tasks runs next. Called by [`Fair`]'s `pick_next` and `turn` alone.
 //!
 //! The invariant: what is taken out is an eligible task with the earliest deadline, the one that was current only if it
 //! is strictly before the others; and all others are in the heap that they belong to, or the only one queued.
@@ -7,9 +7,38 @@ use super::{Entity, Fair};
 use crate::policy::heap::{Entry, before};
 
 impl<E: Entity> Fair<E> {
-    /// The choice between the task that was current and a single other one, if there are no others nor ghosts: the
-    /// average is between the two, so that whoever has the lower virtual runtime is the eligible one, and no average is
-    /// needed. `None`: not so simple.
+    /// Of the task that was current and a single other one, if there are no others nor ghosts: does the first run on? The average
+    /// is between the two, so that whoever has the lower virtual runtime is the eligible one, and no average is needed.
+    #[inline(always)]
+    fn stays(prev: &E, other: &E) -> bool {
+        let (ours, other) = (&prev.sched().fair, &other.sched().fair);
+        let distance = ours.vruntime.get().wrapping_sub(other.vruntime.get()) as i64;
+        distance < 0 || (distance == 0 && before(ours.deadline.get(), other.deadline.get()))
+    }
+
+    /// The task that is current until now, which is a member but not among the queued ones, stays, or gives its place to the single
+    /// other one. `Err`: not so simple, and nothing is done.
+    #[inline(always)]
+    pub(super) fn change_places(&mut self, prev: E) -> Result<E, E> {
+        match &mut self.single {
+            Some(single) if self.returning.is_none() && self.ghosts.is_empty() => {
+                Ok(if Self::stays(&prev, single) { prev } else { core::mem::replace(single, prev) })
+            }
+            _ => Err(prev),
+        }
+    }
+
+    /// Takes out the best of them and the task that was current.
+    #[inline(never)]
+    pub(super) fn take_best_with(&mut self, prev: E) -> Option<E> {
+        self.give_back(prev);
+        match self.take_of_two() {
+            None => self.take_best(),
+            found => found,
+        }
+    }
+
+    /// [`stays`](Self::stays) for [`returning`](Fair::returning), if there is such a task. `None`: not so simple.
     #[inline(always)]
     pub(super) fn take_of_two(&mut self) -> Option<E> {
         let single = self.single.as_mut()?;
@@ -17,9 +46,7 @@ impl<E: Entity> Fair<E> {
         if !self.ghosts.is_empty() {
             return None;
         }
-        let (ours, other) = (&prev.sched().fair, &single.sched().fair);
-        let distance = ours.vruntime.get().wrapping_sub(other.vruntime.get()) as i64;
-        if distance < 0 || (distance == 0 && before(ours.deadline.get(), other.deadline.get())) {
+        if Self::stays(prev, single) {
             return self.returning.take();
         }
         Some(core::mem::replace(single, self.returning.take()?))
