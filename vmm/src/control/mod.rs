@@ -14,6 +14,7 @@ mod hangup;
 pub mod machine;
 mod metrics;
 mod pieces;
+mod places;
 mod problem;
 pub mod programs;
 mod routes;

@@ -1,9 +1,9 @@
 //! The thread that serves the control socket.
 //!
 //! One thread, many connections: hyper parses, [`super::routes`] answers. A client that hangs loses its connection after
-//! [`PATIENCE`], and [`MAX_CONNECTIONS`] bounds how many there are; the rest waits in the socket's backlog. Invariant: a request that
-//! was taken is answered, also when the machine ends meanwhile (its own `shutdown` is such a request), unless the client doesn't read
-//! its answer within [`LAST_WORDS`].
+//! [`PATIENCE`], and [`MAX_CONNECTIONS`] bounds how many there are: one more ends the one that has been silent longest ([`super::places`]).
+//! Invariant: a request that was taken is answered, also when the machine ends meanwhile (its own `shutdown` is such a request), unless
+//! the client doesn't read its answer within [`LAST_WORDS`].
 
 use std::io;
 use std::path::Path;
@@ -18,10 +18,11 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::hangup::Hangup;
 use super::machine::Machine;
+use super::places::{Place, Places};
 use super::routes;
 use super::socket::{Socket, SocketError};
 use crate::sandbox::{self, Kind};
@@ -34,7 +35,8 @@ const MAX_WAITING: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a request's head at most.
 const MAX_HEAD: usize = 16 << 10;
-/// How long the end of the machine waits for clients to read the answers to what they have asked. Who reads at all, does so sooner.
+/// How long the end of a connection or of the machine waits for clients to read the answers to what they have asked. Who reads at all,
+/// does so sooner.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Wait after a failed accept (too many open files), so that the thread doesn't spin.
 const BREATH: Duration = Duration::from_millis(50);
@@ -105,21 +107,18 @@ impl Drop for Server {
 /// The connections of one server.
 struct Connections {
     router: Router,
-    /// One permit for each that there may be.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Tells them that the machine ends.
     ending: watch::Sender<bool>,
 }
 
 impl Connections {
     fn new(router: Router) -> Self {
-        Self { router, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), ending: watch::Sender::new(false) }
+        Self { router, places: Places::new(MAX_CONNECTIONS, LAST_WORDS), ending: watch::Sender::new(false) }
     }
 
     async fn accept(&self, listener: UnixListener) {
         loop {
-            // The semaphore is never closed.
-            let Ok(place) = self.places.clone().acquire_owned().await else { return };
             let stream = match listener.accept().await {
                 Ok((stream, _)) if allowed(&stream) => stream,
                 Ok(_) => continue,
@@ -129,12 +128,12 @@ impl Connections {
                     continue;
                 }
             };
+            let Some(place) = self.places.take().await else { return };
             let (router, ending) = (self.router.clone(), self.ending.subscribe());
             tokio::spawn(async move {
-                if let Err(error) = serve(stream, router, ending).await {
+                if let Err(error) = serve(stream, router, ending, &place).await {
                     log::debug!("a control connection ended: {error}");
                 }
-                drop(place);
             });
         }
     }
@@ -142,16 +141,21 @@ impl Connections {
     /// Takes no more requests, and waits until those that were taken are answered.
     async fn end(&self) {
         self.ending.send_replace(true);
-        // All places are free: no connection is left. It is never closed, so that the only error is that the time is over.
-        let all = self.places.acquire_many(MAX_CONNECTIONS as u32);
+        // All places are free: no connection is left.
+        let all = self.places.all_free(MAX_CONNECTIONS as u32);
         if tokio::time::timeout(LAST_WORDS, all).await.is_err() {
             log::warn!("a control client doesn't read its answer, and the machine ends without it");
         }
     }
 }
 
-/// One connection, until its client goes or the machine ends.
-async fn serve(stream: UnixStream, router: Router, mut ending: watch::Receiver<bool>) -> hyper::Result<()> {
+/// One connection, until its client goes, another needs its place, or the machine ends.
+async fn serve(
+    stream: UnixStream,
+    router: Router,
+    mut ending: watch::Receiver<bool>,
+    place: &Arc<Place>,
+) -> hyper::Result<()> {
     let hangup = Hangup::of(&stream).unwrap_or_else(|error| {
         log::debug!("a control client's end can't be noticed: {error}");
         Hangup::default()
@@ -161,7 +165,8 @@ async fn serve(stream: UnixStream, router: Router, mut ending: watch::Receiver<b
     let asked = AtomicBool::new(false);
     let service = service_fn(|request| {
         asked.store(true, Ordering::Relaxed);
-        service.call(request)
+        let (answer, unanswered) = (service.call(request), place.asked());
+        async { answer.await.map(|answer| answer.map(|body| unanswered.until_sent(body))) }
     });
     let mut http = http1::Builder::new();
     // A client may say that it has sent all (`nc -N`) and still waits for its answer.
@@ -171,6 +176,7 @@ async fn serve(stream: UnixStream, router: Router, mut ending: watch::Receiver<b
         result = connection.as_mut() => return result,
         // An error: the server has gone, which is an end as well.
         _ = ending.wait_for(|ending| *ending) => {}
+        () = place.is_needed() => {}
     }
     // hyper would wait for a first request's head.
     if asked.load(Ordering::Relaxed) {
@@ -242,5 +248,46 @@ mod tests {
         client.read_to_string(&mut text).expect("the connection ends in order");
         assert!(text.ends_with("an answer"), "{text}");
         ends.join().expect("the server ends");
+    }
+
+    fn ask(client: &mut UnixStream, path: &str) {
+        write!(client, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").expect("there is room");
+    }
+
+    /// What answers within a time in which those who are only silent would still be waited for.
+    fn answer(client: &mut UnixStream) -> String {
+        client.set_read_timeout(Some(PATIENCE / 2)).expect("a time that is possible");
+        let mut text = [0; 1024];
+        let n = client.read(&mut text).expect("an answer in time");
+        String::from_utf8_lossy(&text[..n]).into_owned()
+    }
+
+    #[test]
+    fn the_silent_make_room_and_those_who_wait_for_an_answer_do_not() {
+        let (_dir, path, _server, was_asked, may_answer) = slow();
+        let mut waits = UnixStream::connect(&path).expect("it listens");
+        ask(&mut waits, "/slow");
+        was_asked.recv().expect("it is asked");
+        // All other places: silent from the beginning, after an answer, and in the middle of a request.
+        let mut others: Vec<_> =
+            (1..MAX_CONNECTIONS).map(|_| UnixStream::connect(&path).expect("it listens")).collect();
+        for (n, other) in others.iter_mut().enumerate() {
+            match n % 3 {
+                0 => {}
+                1 => {
+                    ask(other, "/nothing");
+                    assert!(answer(other).starts_with("HTTP/1.1 404 "));
+                }
+                _ => other.write_all(b"GET /no").expect("there is room"),
+            }
+        }
+        for _ in 0..2 * MAX_CONNECTIONS {
+            let mut another = UnixStream::connect(&path).expect("it listens");
+            ask(&mut another, "/nothing");
+            assert!(answer(&mut another).starts_with("HTTP/1.1 404 "));
+            others.push(another);
+        }
+        may_answer.send(()).expect("the handler waits");
+        assert!(answer(&mut waits).ends_with("an answer"));
     }
 }
