@@ -113,7 +113,7 @@ for ((minute = 0; minute < ${SOAK_MINUTES:-10}; minute++)); do
     DEBUG_SOAK_SECONDS=60 cargo test --release --locked -q -p taskvisor-tests --test debug_soak -- --nocapture
 done
 if command -v schemathesis >/dev/null; then
-    tests/api-fuzz.sh 240 "$RANDOM"
+    tests/api-fuzz.sh 40 "$RANDOM"
 else
     echo "soak: left out: the API by schemathesis (pip install schemathesis)"
 fi
