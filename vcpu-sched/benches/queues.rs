@@ -1,7 +1,8 @@
 //! What the policies cost on the host, from one task to a million in a queue, beside a `BTreeMap` and a `BinaryHeap`
 //! that do the same, and beside the published scheduler crate `axsched`. Run with `cargo bench -p vcpu-sched`.
 //!
-//! `turn` is a voluntary switch: the current task is put back and the next is picked. `come_and_go` adds a task to the
+//! `turn` is a switch between tasks that stay: the current one is put back and the next is picked, by the one call that a kernel makes,
+//! and handles are handed over, not counted. `come_and_go` adds a task to the
 //! queue and takes it out again. `enqueue`, `dequeue` and `pick` are each by itself, [`BATCH`] times in a row beside so many others,
 //! because a clock is too coarse for one; what they undo of each other is not timed. `RunQueue` is what a kernel calls: it
 //! includes the accounting and the order of the classes; the policies alone are below it.
@@ -84,7 +85,8 @@ trait Queue {
 /// A policy alone.
 struct Alone<P> {
     policy: P,
-    current: Task,
+    /// None while it changes.
+    current: Option<Task>,
     spares: Vec<Task>,
     left: Vec<Task>,
     turns: u64,
@@ -96,7 +98,7 @@ impl<P: Policy<Task> + Fresh> Queue for Alone<P> {
         for id in 0..n {
             policy.enqueue(Task::new(id), EnqueueReason::Wake, Nanos::ZERO);
         }
-        let current = policy.pick_next(Nanos::ZERO).expect("filled");
+        let current = policy.pick_next(Nanos::ZERO);
         let mut this = Self { policy, current, spares: spares(n), left: Vec::with_capacity(BATCH), turns: 0 };
         for _ in 0..n {
             this.turn(); // until they are spread
@@ -106,10 +108,8 @@ impl<P: Policy<Task> + Fresh> Queue for Alone<P> {
 
     fn turn(&mut self) {
         self.turns += 1;
-        let time = Nanos(ran(self.turns));
-        self.policy.put_prev(&self.current, time, PutReason::Preempted);
-        self.policy.enqueue(self.current.clone(), EnqueueReason::Preempted, Nanos::ZERO);
-        self.current = self.policy.pick_next(Nanos::ZERO).expect("one was put back");
+        let prev = self.current.take().expect("filled");
+        self.current = self.policy.turn(prev, Nanos(ran(self.turns)), false, Nanos::ZERO);
     }
 
     fn enqueue(&mut self, spare: usize) {
@@ -121,9 +121,10 @@ impl<P: Policy<Task> + Fresh> Queue for Alone<P> {
     }
 
     fn pick(&mut self) {
-        self.policy.put_prev(&self.current, Nanos(1000), PutReason::Block);
-        let next = self.policy.pick_next(Nanos::ZERO).expect("there are more than are picked");
-        self.left.push(std::mem::replace(&mut self.current, next));
+        let prev = self.current.take().expect("filled");
+        self.policy.put_prev(&prev, Nanos(1000), PutReason::Block);
+        self.current = self.policy.pick_next(Nanos::ZERO);
+        self.left.push(prev);
     }
 
     fn refill(&mut self) {
@@ -133,7 +134,9 @@ impl<P: Policy<Task> + Fresh> Queue for Alone<P> {
     }
 
     fn tick(&mut self) {
-        black_box(self.policy.tick(&self.current, Nanos(1000)));
+        if let Some(current) = &self.current {
+            black_box(self.policy.tick(current, Nanos(1000)));
+        }
     }
 }
 
@@ -164,7 +167,8 @@ impl Fresh for Ordered<Task> {
 /// The whole run queue of a CPU, with the fair policy.
 struct Whole {
     queue: RunQueue<Task>,
-    current: Task,
+    /// None while it changes.
+    current: Option<Task>,
     spares: Vec<Task>,
     left: Vec<Task>,
     turns: u64,
@@ -177,7 +181,7 @@ impl Queue for Whole {
         for id in 0..n {
             queue.enqueue(Task::new(id), EnqueueReason::Wake, Nanos::ZERO);
         }
-        let current = queue.pick_next(Nanos::ZERO).expect("filled");
+        let current = queue.pick_next(Nanos::ZERO);
         let left = Vec::with_capacity(BATCH);
         let mut this = Self { queue, current, spares: spares(n), left, turns: 0, now: Nanos::ZERO };
         for _ in 0..n {
@@ -189,9 +193,13 @@ impl Queue for Whole {
     fn turn(&mut self) {
         self.turns += 1;
         self.now += Nanos(ran(self.turns));
-        self.queue.put_prev(&self.current, PutReason::Preempted, self.now);
-        self.queue.enqueue(self.current.clone(), EnqueueReason::Preempted, self.now);
-        self.current = self.queue.pick_next(self.now).expect("one was put back");
+        let prev = self.current.take().expect("filled");
+        let turn = if self.queue.is_ordinary(&prev) {
+            self.queue.turn_ordinary(prev, false, self.now)
+        } else {
+            self.queue.turn(prev, false, self.now)
+        };
+        self.current = turn.map(|turn| turn.next);
     }
 
     fn enqueue(&mut self, spare: usize) {
@@ -204,9 +212,10 @@ impl Queue for Whole {
 
     fn pick(&mut self) {
         self.now += Nanos(1000);
-        self.queue.put_prev(&self.current, PutReason::Block, self.now);
-        let next = self.queue.pick_next(self.now).expect("there are more than are picked");
-        self.left.push(std::mem::replace(&mut self.current, next));
+        let prev = self.current.take().expect("filled");
+        self.queue.put_prev(&prev, PutReason::Block, self.now);
+        self.current = self.queue.pick_next(self.now);
+        self.left.push(prev);
     }
 
     fn refill(&mut self) {
@@ -216,14 +225,17 @@ impl Queue for Whole {
     }
 
     fn tick(&mut self) {
-        black_box(self.queue.tick(&self.current, self.now));
+        if let Some(current) = &self.current {
+            black_box(self.queue.tick(current, self.now));
+        }
     }
 }
 
 /// By virtual runtime in a tree of the standard library.
 struct Tree {
     tree: BTreeMap<(u64, u32), Task>,
-    current: (u64, Task),
+    /// No task while it changes.
+    current: (u64, Option<Task>),
     spares: Vec<Task>,
     left: Vec<(u64, Task)>,
     turns: u64,
@@ -233,7 +245,7 @@ impl Queue for Tree {
     fn filled(n: u32) -> Self {
         let tree = (1..n).map(|id| ((0, id), Task::new(id))).collect();
         let left = Vec::with_capacity(BATCH);
-        let mut this = Self { tree, current: (0, Task::new(0)), spares: spares(n), left, turns: 0 };
+        let mut this = Self { tree, current: (0, Some(Task::new(0))), spares: spares(n), left, turns: 0 };
         for _ in 0..n {
             this.turn();
         }
@@ -242,10 +254,10 @@ impl Queue for Tree {
 
     fn turn(&mut self) {
         self.turns += 1;
-        let (vruntime, task) = (self.current.0 + ran(self.turns), self.current.1.clone());
+        let (vruntime, task) = (self.current.0 + ran(self.turns), self.current.1.take().expect("filled"));
         self.tree.insert((vruntime, task.id().0), task);
         let ((vruntime, _), task) = self.tree.pop_first().expect("one was put back");
-        self.current = (vruntime, task);
+        self.current = (vruntime, Some(task));
     }
 
     fn enqueue(&mut self, spare: usize) {
@@ -259,7 +271,8 @@ impl Queue for Tree {
 
     fn pick(&mut self) {
         let ((vruntime, _), task) = self.tree.pop_first().expect("there are more than are picked");
-        self.left.push(std::mem::replace(&mut self.current, (vruntime, task)));
+        let (before, prev) = std::mem::replace(&mut self.current, (vruntime, Some(task)));
+        self.left.push((before, prev.expect("filled")));
     }
 
     fn refill(&mut self) {
@@ -298,7 +311,7 @@ impl Queue for StdHeap {
         self.turns += 1;
         self.heap.push(Reverse((self.current.0 + ran(self.turns), self.current.1)));
         self.current = self.heap.pop().expect("one was put back").0;
-        black_box(self.tasks[self.current.1 as usize].clone());
+        black_box(&self.tasks[self.current.1 as usize]);
     }
 
     fn enqueue(&mut self, spare: usize) {
@@ -330,7 +343,8 @@ impl Queue for StdHeap {
 /// The "completely fair" scheduler of axsched: a tree; time is what its ticks count.
 struct Axsched {
     queue: axsched::CFScheduler<u32>,
-    current: Arc<axsched::CFSTask<u32>>,
+    /// None while it changes.
+    current: Option<Arc<axsched::CFSTask<u32>>>,
     spares: Vec<Arc<axsched::CFSTask<u32>>>,
     left: Vec<Arc<axsched::CFSTask<u32>>>,
     turns: u64,
@@ -342,7 +356,7 @@ impl Queue for Axsched {
         for id in 0..n {
             queue.add_task(Arc::new(axsched::CFSTask::new(id)));
         }
-        let current = queue.pick_next_task().expect("filled");
+        let current = queue.pick_next_task();
         let spares = (n..).take(BATCH).map(|id| Arc::new(axsched::CFSTask::new(id))).collect();
         let mut this = Self { queue, current, spares, left: Vec::with_capacity(BATCH), turns: 0 };
         for _ in 0..n {
@@ -353,11 +367,12 @@ impl Queue for Axsched {
 
     fn turn(&mut self) {
         self.turns += 1;
+        let prev = self.current.take().expect("filled");
         for _ in 0..=ran(self.turns) % 4 {
-            self.queue.task_tick(&self.current);
+            self.queue.task_tick(&prev);
         }
-        self.queue.put_prev_task(self.current.clone(), true);
-        self.current = self.queue.pick_next_task().expect("one was put back");
+        self.queue.put_prev_task(prev, true);
+        self.current = self.queue.pick_next_task();
     }
 
     fn enqueue(&mut self, spare: usize) {
@@ -369,8 +384,8 @@ impl Queue for Axsched {
     }
 
     fn pick(&mut self) {
-        let next = self.queue.pick_next_task().expect("there are more than are picked");
-        self.left.push(std::mem::replace(&mut self.current, next));
+        let next = self.queue.pick_next_task();
+        self.left.extend(std::mem::replace(&mut self.current, next));
     }
 
     fn refill(&mut self) {
@@ -380,7 +395,9 @@ impl Queue for Axsched {
     }
 
     fn tick(&mut self) {
-        black_box(self.queue.task_tick(&self.current));
+        if let Some(current) = &self.current {
+            black_box(self.queue.task_tick(current));
+        }
     }
 }
 

@@ -31,6 +31,9 @@ impl<E: Entity> Fair<E> {
     /// Takes out the best of them and the task that was current.
     #[inline(never)]
     pub(super) fn take_best_with(&mut self, prev: E) -> Option<E> {
+        if self.heaped() > 1 && self.single.is_none() && self.returning.is_none() {
+            return self.take_best_beside(Some(prev));
+        }
         self.give_back(prev);
         match self.take_of_two() {
             None => self.take_best(),
@@ -86,6 +89,7 @@ impl<E: Entity> Fair<E> {
     ///
     /// What goes from one heap to the other is first compared with the best so far, so that the one that will run is
     /// put into no heap before; and the one that returns takes the place of one that leaves, if it can.
+    #[inline]
     fn take_best_beside(&mut self, prev: Option<E>) -> Option<E> {
         self.burn_off();
         let (mut eligible, mut late) = (None, None);
