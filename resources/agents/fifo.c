@@ -1,24 +1,35 @@
 /* A scheduling agent in C: global FIFO. Whoever has waited longest gets the next idle CPU. docs/delegation.md has the rules.
  *
- * It is started with the region's memory as descriptor 3 and the writing end of a pipe as descriptor 4; the number of a CPU
- * written there, four bytes, kicks that CPU. It ends when it is ejected, or has been told to by a signal.
+ *     taskvisor run --delegate external:/run/user/1000/agent.sock -- PROGRAM &
+ *     cc -O2 -I resources/include -o fifo resources/agents/fifo.c resources/agents/attach.c
+ *     ./fifo /run/user/1000/agent.sock
  *
- *     cc -O2 -I resources/include -o fifo resources/agents/fifo.c
+ * It sleeps when there is nothing to be decided, and ends when the guest does, or when it is ejected. Without a socket it is started with
+ * the region's memory as descriptor 3 and the writing end of a pipe as descriptor 4, for a simulated guest: the number of a CPU written
+ * there, four bytes, kicks that CPU.
  *
  * The other side of the memory is a guest: everything read there is copied once and checked before it is used.
  */
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "taskvisor_delegation.h"
 
 #define NONE UINT32_MAX
-#define MAX_CPUS 1024u
+#define MAX_CPUS ATTACH_MAX_CPUS
+/* Turns without anything to do before it sleeps, and milliseconds after which it looks again even if nobody rings. */
+#define TURNS_BEFORE_SLEEP 200
+#define NAP 5
+/* The doorbell in the agent's page. */
+enum { AWAKE, ASLEEP };
 #define MAX_TASKS (1u << 20)
 
 enum state { UNKNOWN, BLOCKED, QUEUED, SUBMITTED, RUNNING };
@@ -37,6 +48,8 @@ struct cpu {
 	bool waits; /* for the end of its transaction */
 };
 
+static struct enclave enclave; /* if there is a socket */
+static bool attached;
 static unsigned char *base;
 static tvd_Header head; /* a copy, checked; the guest may change its own later */
 static struct task *tasks;
@@ -155,8 +168,10 @@ static void note(const uint64_t w[8])
 	}
 }
 
-static void drain(void)
+static bool drain(void)
 {
+	uint64_t before = tail;
+
 	for (;;) {
 		uint64_t n = tail & (head.channel_len - 1);
 		_Atomic uint64_t *from = word(head.channel, 1 + n, 64, 0);
@@ -170,6 +185,7 @@ static void drain(void)
 		note(w);
 	}
 	atomic_store_explicit(word(head.tail, 0, 64, 0), tail, memory_order_release);
+	return tail != before;
 }
 
 static void reap(uint32_t n)
@@ -191,6 +207,31 @@ static void reap(uint32_t n)
 		push(slot);
 }
 
+static void kick(uint32_t n)
+{
+	uint64_t one = 1;
+	ssize_t written = attached ? write(enclave.kicks[n], &one, sizeof one) : write(4, &n, sizeof n);
+
+	/* An event descriptor that is full has kicked already. */
+	if (written <= 0 && !attached)
+		exit(1);
+}
+
+/* Nothing to do: sleeps until the guest rings. False: it has ended. */
+static bool rest(void)
+{
+	_Atomic uint64_t *bell = word(head.agent, 0, 0, offsetof(tvd_AgentPage, bell));
+	struct pollfd fds[] = { { enclave.doorbell, POLLIN, 0 }, { enclave.socket, POLLIN, 0 } };
+	uint64_t awake = AWAKE;
+
+	/* If the guest has rung since the last turn, there is something to read. */
+	if (atomic_compare_exchange_strong(bell, &awake, ASLEEP) && poll(fds, 2, NAP) > 0 && fds[0].revents != 0 &&
+	    read(enclave.doorbell, &awake, sizeof awake) < 0)
+		return false;
+	atomic_exchange(bell, AWAKE);
+	return fds[1].revents == 0;
+}
+
 static void submit(uint32_t n, uint32_t slot)
 {
 	_Atomic uint64_t *to = word(head.transaction, n, 64, 0);
@@ -205,13 +246,14 @@ static void submit(uint32_t n, uint32_t slot)
 	tasks[slot].cpu = n;
 	cpus[n].busy = slot;
 	cpus[n].waits = true;
-	if (old >> 48 & TVD_TXNF_KICK && write(4, &n, sizeof n) != sizeof n)
-		exit(1);
+	if (old >> 48 & TVD_TXNF_KICK)
+		kick(n);
 }
 
 static bool attach(uint32_t nonce)
 {
-	uint64_t nobody = 0, wish = nonce | (uint64_t)(TVD_ATTACH_ONLINE | TVD_ATTACH_DISCOVER) << 32;
+	uint64_t flags = TVD_ATTACH_ONLINE | TVD_ATTACH_DISCOVER | (attached ? TVD_ATTACH_SLEEPS : 0);
+	uint64_t nobody = 0, wish = nonce | flags << 32;
 
 	tail = atomic_load_explicit(word(head.tail, 0, 64, 0), memory_order_acquire);
 	return atomic_compare_exchange_strong(word(head.agent, 0, 0, 0), &nobody, wish);
@@ -222,20 +264,28 @@ static bool fits(uint64_t offset, uint64_t count, uint64_t bytes, uint64_t size)
 	return offset % TVD_SECTION_ALIGN == 0 && offset <= size && count <= (size - offset) / bytes;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-	uint32_t nonce = (uint32_t)getpid();
+	uint32_t nonce = (uint32_t)getpid(), idle = 0;
 	struct stat info;
 	uint64_t size;
 
-	if (fstat(3, &info) != 0 || info.st_size < (off_t)TVD_SECTION_ALIGN)
-		return 2;
-	size = (uint64_t)info.st_size;
-	base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, 3, 0);
+	attached = argc > 1;
+	if (attached) {
+		if (attach_enclave(argv[1], &enclave) != 0)
+			return 2;
+		base = enclave.base;
+		size = enclave.size;
+	} else {
+		if (fstat(3, &info) != 0 || info.st_size < (off_t)TVD_SECTION_ALIGN)
+			return 2;
+		size = (uint64_t)info.st_size;
+		base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, 3, 0);
+	}
 	if (base == MAP_FAILED || atomic_load_explicit(word(0, 0, 0, 0), memory_order_acquire) != TVD_MAGIC)
 		return 2;
 	head = *(volatile tvd_Header *)base;
-	if (head.version != TVD_VERSION || head.cpus > MAX_CPUS || head.tasks > MAX_TASKS || head.channel_len == 0 ||
+	if (head.version != TVD_VERSION || head.cpus > (attached ? enclave.cpus : MAX_CPUS) || head.tasks > MAX_TASKS || head.channel_len == 0 ||
 	    (head.channel_len & (head.channel_len - 1)) != 0 || !fits(head.channel, 1 + (uint64_t)head.channel_len, 64, size) ||
 	    !fits(head.transaction, head.cpus, 64, size) || !fits(head.tail, 1, 64, size) ||
 	    !fits(head.agent, 1, 4096, size) || !fits(head.guest, 1, 4096, size))
@@ -252,6 +302,12 @@ int main(void)
 		fprintf(stderr, "the enclave has an agent already\n");
 		return 3;
 	}
+	/* Any CPU sees it. */
+	for (uint32_t n = 0; attached && n < head.cpus; n++)
+		if (cpus[n].member) {
+			kick(n);
+			break;
+		}
 	for (;;) {
 		uint64_t told = atomic_load_explicit(word(head.guest, 0, 0, 0), memory_order_acquire);
 
@@ -259,11 +315,18 @@ int main(void)
 			fprintf(stderr, "ejected (%u)\n", (unsigned)(told >> 32));
 			return 4;
 		}
-		drain();
+		idle = drain() ? 0 : idle + 1;
 		for (uint32_t n = 0; n < head.cpus; n++) {
 			reap(n);
-			if (cpus[n].member && cpus[n].busy == NONE && !cpus[n].waits && first != NONE)
+			if (cpus[n].member && cpus[n].busy == NONE && !cpus[n].waits && first != NONE) {
 				submit(n, pop());
+				idle = 0;
+			}
+		}
+		if (attached && idle >= TURNS_BEFORE_SLEEP) {
+			if (!rest())
+				return 0;
+			idle = 0;
 		}
 	}
 }

@@ -1,6 +1,6 @@
 /* Scheduling from outside the guest: the shared region, for agents in C. docs/delegation.md tells how to use it.
  *
- * Generated from vcpu-sched/src/delegation/abi.rs; a test keeps it so. Do not edit.
+ * Generated from vcpu-sched/src/delegation/abi.rs and door.rs; a test keeps it so. Do not edit.
  *
  * All numbers are little-endian. The first 8 bytes of a message, a status word, a CPU word and a transaction are one 64-bit
  * word, written last by its owner: load it whole, as uint64_t, with __ATOMIC_ACQUIRE before the other fields; exchange that of a
@@ -225,9 +225,44 @@ typedef struct tvd_AgentPage {
   uint64_t cookie;
 } tvd_AgentPage;
 
+// What a process gets first that connects.
+typedef struct tvd_Welcome {
+  // `DOOR_MAGIC`.
+  uint64_t magic;
+  // The region's version.
+  uint32_t version;
+  // `DOOR_WELCOME` or `DOOR_OCCUPIED`.
+  uint32_t state;
+  // If welcome: CPUs, for each of which an event descriptor follows (`Kicks`).
+  uint32_t cpus;
+  // If not: the process that decides.
+  uint32_t occupant;
+  // Bytes of the region's first part: all that the guest and the host write.
+  uint64_t guest_bytes;
+  // Bytes of its second part, from the agent's page to the end.
+  uint64_t agent_bytes;
+  // 0.
+  uint64_t reserved[3];
+} tvd_Welcome;
+
+
+// What follows until there is one for each CPU. With it come `count` event descriptors, in the order of the CPUs; writing to one (eight
+// bytes, a 1) kicks its CPU.
+typedef struct tvd_Kicks {
+  // The CPU of the first one.
+  uint32_t first;
+  // At most `MAX_KICKS`.
+  uint32_t count;
+} tvd_Kicks;
+
+
 #endif  /* TASKVISOR_DELEGATION_H */
 
 #define TVD_MAGIC 0x47454c45445654ULL
+#define TVD_DOOR_MAGIC 0x524f4f445654ULL
+#define TVD_DOOR_WELCOME 0x0u
+#define TVD_DOOR_OCCUPIED 0x1u
+#define TVD_MAX_KICKS 0x40u
 #define TVD_VERSION 0x1u
 #define TVD_SECTION_ALIGN 0x1000u
 #define TVD_GTID_NONE 0x0ULL

@@ -1,7 +1,9 @@
 //! Programs whose tasks an agent schedules: the VMM's own, by every policy, and what becomes of them when it is thrown out or scribbles.
 
+#[path = "delegation/process.rs"]
+mod process;
+
 use std::fs::File;
-use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,8 +11,6 @@ use std::process::{Child, Command, Stdio};
 use taskvisor_tests::checked::run_checked;
 use taskvisor_tests::guest::{program, taskvisor};
 use taskvisor_tests::{Guest, Outcome, TempDir, on_1_2_and_4_vcpus, prereq, serial};
-use vcpu_sched::delegation::abi::{Header, MAGIC};
-
 /// A hundred lines of ordinary shell.
 const POSIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/posix.sh");
 /// Longer than any wait on a loaded machine: what is tested is who decides, not how fast.
@@ -123,7 +123,7 @@ fn affinities_are_kept() {
     expect_delegated(&outcome);
 }
 
-/// Whoever has the region may write anything anywhere: what the guest and the VMM's agent read there is garbage for a while. The guest
+/// Whoever has the whole region may write anything anywhere: what the guest and the VMM's agent read there is garbage for a while. The guest
 /// throws the agent out or goes on with it; its programs end as they should, and so does the VMM.
 #[test]
 fn garbage_in_the_whole_region_harms_neither_guest_nor_vmm() {
@@ -144,7 +144,7 @@ fn garbage_in_the_whole_region_harms_neither_guest_nor_vmm() {
         .spawn()
         .expect("it starts");
     let mut written = 0_u64;
-    if let Some((ram, start, len)) = region_of(&mut vmm) {
+    if let Some((memory, start, len)) = region_of(&mut vmm) {
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         while vmm.try_wait().expect("our child").is_none() && written < 400_000 {
             // Xorshift (Marsaglia, "Xorshift RNGs", 2003): any words will do, and the same each time.
@@ -158,7 +158,10 @@ fn garbage_in_the_whole_region_harms_neither_guest_nor_vmm() {
                 _ => random,
             };
             let at = start + (random >> 8) % (len / 8) * 8;
-            ram.write_all_at(&value.to_le_bytes(), at).expect("it is there");
+            if memory.write_all_at(&value.to_le_bytes(), at).is_err() {
+                // It has just ended.
+                break;
+            }
             written += 1;
         }
     }
@@ -168,29 +171,23 @@ fn garbage_in_the_whole_region_harms_neither_guest_nor_vmm() {
     assert_eq!(output.stdout, host.stdout, "after {written} words");
 }
 
-/// The file behind a guest's memory, and where in it the enclave is; `None` if the guest ended before.
+/// The VMM's memory, and where in it the enclave's begins and how long it is, both files' parts; `None` if the guest ended before. A
+/// process that is given the files can write the second part alone; this one goes through the VMM's own mapping.
 fn region_of(vmm: &mut Child) -> Option<(File, u64, u64)> {
-    let ram = loop {
-        let found = std::fs::read_dir(format!("/proc/{}/fd", vmm.id()))
-            .ok()?
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("taskvisor-ram")));
-        if let Some(path) = found {
-            break File::options().read(true).write(true).open(path).ok()?;
-        }
-        vmm.try_wait().expect("our child").is_none().then_some(())?;
-    };
-    let size = ram.metadata().ok()?.len();
     loop {
-        // The enclave begins a page; pages that the guest never wrote read as zero and stay away.
-        for page in (0..size).step_by(4096) {
-            let mut head = [0; 48];
-            ram.read_exact_at(&mut head, page).ok()?;
-            let field = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-            if field(0) == MAGIC {
-                return Some((ram, page, field(offset_of!(Header, bytes))));
-            }
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", vmm.id())).ok()?;
+        let parts: Vec<(u64, u64)> = maps
+            .lines()
+            .filter(|line| line.contains("taskvisor-enclave-"))
+            .filter_map(|line| {
+                let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+                Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+            })
+            .collect();
+        // Two that are neighbours: whoever maps both maps them so.
+        if let Some(&[first, second]) = parts.windows(2).find(|pair| pair[0].1 == pair[1].0) {
+            let memory = File::options().write(true).open(format!("/proc/{}/mem", vmm.id())).ok()?;
+            return Some((memory, first.0, second.1 - first.0));
         }
         vmm.try_wait().expect("our child").is_none().then_some(())?;
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use taskvisor_tests::Run;
 use taskvisor_tests::guest::taskvisor;
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "",
     "run",
     "image",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 17] = [
     "script",
     "sweep",
     "top",
+    "agent",
     "ctl",
     "tsc",
     "tsc verify",

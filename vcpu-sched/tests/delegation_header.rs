@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
 
-use vcpu_sched::delegation::abi;
 use vcpu_sched::delegation::message::MessageType;
 use vcpu_sched::delegation::txn::TxnState;
+use vcpu_sched::delegation::{abi, door};
 
 const PRELUDE: &str = "\
 /* Scheduling from outside the guest: the shared region, for agents in C. docs/delegation.md tells how to use it.
  *
- * Generated from vcpu-sched/src/delegation/abi.rs; a test keeps it so. Do not edit.
+ * Generated from vcpu-sched/src/delegation/abi.rs and door.rs; a test keeps it so. Do not edit.
  *
  * All numbers are little-endian. The first 8 bytes of a message, a status word, a CPU word and a transaction are one 64-bit
  * word, written last by its owner: load it whole, as uint64_t, with __ATOMIC_ACQUIRE before the other fields; exchange that of a
@@ -45,6 +45,10 @@ fn constants() -> String {
         writeln!(out, "#define TVD_{name} {value:#x}{suffix}").expect("a string takes all");
     };
     define("MAGIC", abi::MAGIC, "ULL");
+    define("DOOR_MAGIC", door::DOOR_MAGIC, "ULL");
+    define("DOOR_WELCOME", door::DOOR_WELCOME.into(), "u");
+    define("DOOR_OCCUPIED", door::DOOR_OCCUPIED.into(), "u");
+    define("MAX_KICKS", door::MAX_KICKS as u64, "u");
     define("VERSION", abi::VERSION.into(), "u");
     define("SECTION_ALIGN", abi::SECTION_ALIGN, "u");
     define("GTID_NONE", abi::GTID_NONE, "ULL");
@@ -93,7 +97,7 @@ fn generated() -> String {
             item_types: vec![cbindgen::ItemType::Structs],
             include: ["Header", "GuestPage", "CpuWord", "StatusWord", "ChannelHead", "Message", "Transaction"]
                 .into_iter()
-                .chain(["PickEntry", "HostWord", "AgentPage"])
+                .chain(["PickEntry", "HostWord", "AgentPage", "Welcome", "Kicks"])
                 .map(String::from)
                 .collect(),
             prefix: Some("tvd_".into()),
@@ -101,8 +105,9 @@ fn generated() -> String {
         },
         ..Default::default()
     };
-    let source = root().join("src/delegation/abi.rs");
-    let bindings = cbindgen::Builder::new().with_src(source).with_config(config).generate().expect("abi.rs is Rust");
+    let source = |file: &str| root().join("src/delegation").join(file);
+    let builder = cbindgen::Builder::new().with_src(source("abi.rs")).with_src(source("door.rs"));
+    let bindings = builder.with_config(config).generate().expect("abi.rs is Rust");
     let mut out = Vec::new();
     bindings.write(&mut out);
     // Links are rustdoc's.
@@ -123,35 +128,37 @@ fn the_header_is_what_the_source_says() {
 fn a_c_compiler_has_the_same_offsets() {
     let mut code = String::from("#include <stddef.h>\n#include \"taskvisor_delegation.h\"\n");
     macro_rules! same {
-        ($($record:ident { $($field:ident),* $(,)? })*) => {$(
-            let size = size_of::<abi::$record>();
+        ($($module:ident::$record:ident { $($field:ident),* $(,)? })*) => {$(
+            let size = size_of::<$module::$record>();
             writeln!(code, "_Static_assert(sizeof(tvd_{0}) == {size}, \"{0}\");", stringify!($record)).expect("a string");
             $(
-                let at = offset_of!(abi::$record, $field);
+                let at = offset_of!($module::$record, $field);
                 let (record, field) = (stringify!($record), stringify!($field));
                 writeln!(code, "_Static_assert(offsetof(tvd_{record}, {field}) == {at}, \"{record}.{field}\");").expect("a string");
             )*
         )*};
     }
     same! {
-        Header {
+        abi::Header {
             magic, version, enclave, cpus, tasks, channels, channel_len, pick_len, reserved, bytes, guest, cpu, task,
             channel, host, agent, tail, transaction, pick, cpu_set,
         }
-        GuestPage { nonce, state, answered, answer }
-        CpuWord { barrier, flags, gtid, switch_time, cpu_seqnum, pick_tail }
-        StatusWord { barrier, flags, gtid, switch_time, runtime }
-        ChannelHead { overflow }
-        Message {
+        abi::GuestPage { nonce, state, answered, answer }
+        abi::CpuWord { barrier, flags, gtid, switch_time, cpu_seqnum, pick_tail }
+        abi::StatusWord { barrier, flags, gtid, switch_time, runtime }
+        abi::ChannelHead { overflow }
+        abi::Message {
             position, kind, flags, slot, seqnum, gtid, cpu_seqnum, runtime, time, cpu, wake_up_cpu, waker_cpu, nice, extra,
         }
-        Transaction {
+        abi::Transaction {
             state, claimer, version, flags, gtid, slot, task_barrier, agent_barrier, cpu, sync_group_owner, run_flags,
             commit_flags, commit_time, cpu_seqnum,
         }
-        PickEntry { slot, task_barrier, gtid }
-        HostWord { flags, host_cpu, since, stolen, core }
-        AgentPage { nonce, flags, tunables, runnable_timeout, bell, request, op, slot, barrier, value, cookie }
+        abi::PickEntry { slot, task_barrier, gtid }
+        abi::HostWord { flags, host_cpu, since, stolen, core }
+        abi::AgentPage { nonce, flags, tunables, runnable_timeout, bell, request, op, slot, barrier, value, cookie }
+        door::Welcome { magic, version, state, cpus, occupant, guest_bytes, agent_bytes }
+        door::Kicks { first, count }
     }
     writeln!(code, "_Static_assert(TVD_MSG_SWITCH_TO == 8 && TVD_TXN_READY == 256, \"numbers\");").expect("a string");
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));

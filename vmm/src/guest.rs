@@ -14,6 +14,7 @@ use crate::archive::parse::{self, Entry};
 use crate::archive::{Archive, ArchiveError};
 use crate::boot::builtin::BuiltIn;
 use crate::boot::kernel::{Kernel, KernelError};
+use crate::boot::layout::ENCLAVE;
 use crate::config::{Config, ConsoleChoice};
 use crate::end::EXIT_VMM;
 use crate::program::{self, Found, GUEST_PATH, ProgramError, UserArchive};
@@ -228,7 +229,7 @@ pub struct KernelKeys<'a> {
     pub trace: bool,
     /// `mailbox=1`.
     pub mailbox: bool,
-    /// `enclave=1 delegate=all`, with this timeout.
+    /// `enclave=1 enclave_at delegate=all`, with this timeout.
     pub delegate: Option<Duration>,
     /// `virtio_mmio.device`: size, base, GSI.
     pub virtio: Option<(u64, u64, u32)>,
@@ -260,7 +261,10 @@ impl KernelKeys<'_> {
             words.push("mailbox=1".into());
         }
         if let Some(timeout) = self.delegate {
-            words.push(format!("enclave=1 delegate=all enclave_timeout_ms={}", timeout.as_millis()));
+            words.push(format!(
+                "enclave=1 enclave_at={ENCLAVE:#x} delegate=all enclave_timeout_ms={}",
+                timeout.as_millis()
+            ));
         }
         if let Some((size, base, gsi)) = self.virtio {
             words.push(format!("virtio_mmio.device={}K@{base:#x}:{gsi}", size >> 10));
@@ -298,7 +302,7 @@ mod tests {
         assert_eq!(
             keys.cmdline("test=mm"),
             "log_level=warn quirks=pf_syscall,slow_ring0 tty=02 winsize=120x40 strace=1 \
-             trace=drain mailbox=1 enclave=1 delegate=all enclave_timeout_ms=3000 virtio_mmio.device=4K@0xd0000000:5 test=mm"
+             trace=drain mailbox=1 enclave=1 enclave_at=0xd8000000 delegate=all enclave_timeout_ms=3000 virtio_mmio.device=4K@0xd0000000:5 test=mm"
         );
         assert!(!keys.cmdline("quirks=").contains("pf_syscall"));
         assert!(!keys.cmdline("trace=ring").contains("drain"));

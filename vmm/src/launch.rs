@@ -102,7 +102,7 @@ pub fn run(config: &Config, start: Instant) -> Result<Ended, LaunchError> {
         trace: config.trace.clone(),
         seccomp: config.seccomp,
         chaos: config.chaos,
-        delegate: config.delegate,
+        delegate: config.delegate.clone(),
         clock: config.clock.clone(),
         program: config.program.iter().flat_map(|p| std::iter::once(&p.name).chain(&p.args)).cloned().collect(),
     };
@@ -167,7 +167,7 @@ pub(crate) fn kernel_cmdline(guest: &Guest, options: &Options, quirks: &str) -> 
         stats: options.stats,
         trace: options.trace.is_some(),
         mailbox: options.takes_requests(),
-        delegate: options.delegate.map(|delegate| delegate.timeout),
+        delegate: options.delegate.as_ref().map(|delegate| delegate.timeout),
         virtio: (!guest.serial_console).then_some((
             crate::boot::layout::VIRTIO_MMIO_SIZE,
             crate::boot::layout::VIRTIO_MMIO,

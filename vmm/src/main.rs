@@ -11,13 +11,13 @@ use clap::{CommandFactory, Parser};
 use taskvisor::config::cli::{Cli, Command, ConfigQuestion, ControlArgs, TscCommand};
 use taskvisor::config::file::{self, Said};
 use taskvisor::config::flags::FlagsError;
-use taskvisor::config::{Config, schema};
+use taskvisor::config::{Config, LogLevel, LogSink, schema};
 use taskvisor::control::ctl;
 use taskvisor::end::EXIT_VMM;
 use taskvisor::launch::{self, LaunchError};
 use taskvisor::script::{self, Script};
 use taskvisor::sim::args::SimArgs;
-use taskvisor::{clock, host, logger, manual, report, sim, sweep, top};
+use taskvisor::{clock, delegate, host, logger, manual, report, sim, sweep, top};
 use vcpu_sched::checker::Options;
 use vcpu_sched::ids::Nanos;
 
@@ -71,6 +71,16 @@ fn execute(cli: Cli, start: Instant) -> anyhow::Result<u8> {
             };
             // A closed pipe behind it is no error.
             let _ = std::io::stdout().write_all(text.as_bytes());
+            Ok(0)
+        }
+        Command::Agent(args) => {
+            let figures = delegate::Figures::default();
+            logger::install(&LogSink::Stderr, LogLevel::Warn);
+            let ended = delegate::args::run(&args, &figures);
+            if args.stats {
+                say(format_args!("{}", figures.render()));
+            }
+            ended?;
             Ok(0)
         }
         Command::Ctl(args) => {

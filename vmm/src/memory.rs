@@ -90,11 +90,16 @@ pub fn low_end(ram: &Ram) -> u64 {
     ram.iter().next().map_or(0, |region| region.len())
 }
 
+/// The pieces that are RAM. What lies in the hole is memory of a device.
+pub fn pieces(ram: &Ram) -> impl Iterator<Item = Piece> {
+    let pieces = ram.iter().map(|region| Piece { start: region.start_addr().0, len: region.len() });
+    pieces.filter(|piece| !(HOLE_START..HOLE_END).contains(&piece.start))
+}
+
 /// The memory map that boot protocols hand to the guest: RAM without the legacy hole.
 pub fn usable(ram: &Ram) -> Vec<Piece> {
     let mut map = Vec::with_capacity(3);
-    for region in ram.iter() {
-        let (start, len) = (region.start_addr().0, region.len());
+    for Piece { start, len } in pieces(ram) {
         if start == 0 {
             map.push(Piece { start: 0, len: EBDA_START.min(len) });
             if len > HIGH_RAM_START {
@@ -158,7 +163,7 @@ fn memfd(size: u64) -> io::Result<File> {
 /// Bytes of guest memory that the host has had to back with pages so far.
 pub fn touched(ram: &Ram) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    // All regions share one file, so the first one knows. Unit of st_blocks: 512 bytes (stat(2)).
+    // All RAM shares one file, so the first one knows. Unit of st_blocks: 512 bytes (stat(2)).
     ram.iter()
         .next()
         .and_then(|region| region.file_offset()?.file().metadata().ok())

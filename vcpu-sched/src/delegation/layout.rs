@@ -29,6 +29,23 @@ pub struct Sizes {
     pub pick_len: u32,
 }
 
+impl Sizes {
+    /// Those of our kernel's enclaves. Whoever gives the kernel the memory for one knows by them how much it takes, and where the
+    /// agent's part begins.
+    pub const fn of_kernel(cpus: u32) -> Self {
+        Self { cpus, tasks: TASKS, channels: CHANNELS, channel_len: CHANNEL_LEN, pick_len: PICK_LEN }
+    }
+}
+
+/// Tasks that can be in it at a time; those beyond run as ordinary ones.
+const TASKS: u32 = 2048;
+/// The default channel, and one that tasks can be moved to.
+const CHANNELS: u32 = 2;
+/// Messages of each: what may happen while the host runs something else in the agent's place.
+const CHANNEL_LEN: u32 = 1024;
+/// Tasks that can be left ready for a CPU.
+const PICK_LEN: u32 = 16;
+
 /// Why a region isn't used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LayoutError {
@@ -127,6 +144,11 @@ impl Layout {
     /// 64-bit words of the whole region.
     pub const fn words(&self) -> usize {
         self.words
+    }
+
+    /// 64-bit words before the agent's part, which goes from there to the end. What lies before is the guest's and the host's to write.
+    pub const fn agent_words(&self) -> usize {
+        self.agent
     }
 
     /// Section offsets in the order of [`Header`], with their names.

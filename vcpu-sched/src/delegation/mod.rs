@@ -15,6 +15,7 @@
 //! | [`pick`] | tasks that the agent leaves ready for a CPU that would idle | both |
 //! | [`task`], [`check`], [`life`] | what may happen to a task, a commit, an agent | guest |
 //! | [`enclave`] | the guest's side | guest |
+//! | [`door`] | how a process gets the memory from a VMM | VMM, agents |
 //! | [`agent`], [`policies`] | the agent's side | agents |
 //!
 //! # The invariant
@@ -29,6 +30,7 @@ pub mod agent;
 pub mod bell;
 pub mod channel;
 pub mod check;
+pub mod door;
 pub mod enclave;
 pub mod layout;
 pub mod life;

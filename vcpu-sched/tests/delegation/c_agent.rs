@@ -66,7 +66,7 @@ fn start(region: &OwnedFd, kicks: &OwnedFd) -> Process {
         .arg(root.join("include"))
         .arg("-o")
         .arg(&program)
-        .arg(root.join("agents/fifo.c"))
+        .args([root.join("agents/fifo.c"), root.join("agents/attach.c")])
         .output()
         .expect("a C compiler; Rust links with one");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));

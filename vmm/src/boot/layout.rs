@@ -32,6 +32,9 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// The GSI of virtio-mmio device 0.
 pub const VIRTIO_GSI: u32 = 5;
 
+/// The memory of an enclave (docs/delegation.md): in the hole, so that it is no RAM, and far from other devices.
+pub const ENCLAVE: u64 = 0xd800_0000;
+
 /// IOAPIC of KVM's in-kernel irqchip (Linux, arch/x86/kvm/ioapic.h: IOAPIC_DEFAULT_BASE_ADDRESS).
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// Local APIC (Intel SDM vol. 3A, 11.4.1).

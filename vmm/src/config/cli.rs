@@ -13,6 +13,7 @@ use super::flags::{GuestFlags, MachineFlags};
 use super::units::parse_duration;
 use crate::clock::verify::VerifyArgs;
 use crate::control::ctl::Question;
+use crate::delegate::args::AgentArgs;
 use crate::sweep::SweepArgs;
 
 /// Paragraphs are single lines: clap wraps them to the terminal.
@@ -61,6 +62,8 @@ pub enum Command {
     Script(ScriptArgs),
     /// Run the same program over a matrix of settings, here or on a cluster (docs/sweep.md)
     Sweep(SweepArgs),
+    /// Schedule a running guest's tasks from this process (taskvisor run --delegate external:SOCKET)
+    Agent(AgentArgs),
     /// Ask a running guest's VMM (taskvisor run --control)
     Ctl(CtlArgs),
     /// Show a running guest's vCPUs and tasks, live

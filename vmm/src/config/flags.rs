@@ -15,7 +15,7 @@ use vcpu_sched::runqueue::PolicyKind;
 
 use super::text::IdSet;
 use super::values::{
-    AgentPolicy, Classes, ClockRate, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables,
+    Classes, ClockRate, Decider, Nodes, Pins, Policy, Seed, Size, Time, TraceFile, Variable, variables,
 };
 use super::{Config, ConsoleChoice, DEFAULT_MEMORY, FileSpec, LogLevel, LogSink, ProgramSpec};
 use crate::affinity::{self, CoreScheduling};
@@ -24,7 +24,7 @@ use crate::chaos::{Chaos, DEFAULT_RATE};
 use crate::clock::Rate;
 use crate::clock::settings::{ClockSettings, Offsets, OnPause, TscMode};
 use crate::debug::address::GdbAddress;
-use crate::delegate::{DEFAULT_TIMEOUT, Delegate};
+use crate::delegate::{DEFAULT_TIMEOUT, Delegate, Who};
 use crate::sandbox;
 use crate::topology::TopologyChoice;
 use crate::vm::Gdb;
@@ -123,9 +123,10 @@ pub struct MachineFlags {
     pub wait_gdb: Option<bool>,
 
     /// Have this VMM schedule the guest's tasks: a thread of its own decides which task runs on which vCPU (docs/delegation.md). fifo,
-    /// percpu, shinjuku[:MICROSECONDS], edf, cores[:BITS], steal or remote[:POLICY]
+    /// percpu, shinjuku[:MICROSECONDS], edf, cores[:BITS], steal or remote[:POLICY]. external:SOCKET: a process that connects there
+    /// decides, such as taskvisor agent
     #[arg(long, value_name = "POLICY[:OPTION]")]
-    pub delegate: Option<AgentPolicy>,
+    pub delegate: Option<Decider>,
 
     /// With --delegate: after this time without a decision for a task, the kernel schedules by itself again [default: 10s]
     #[arg(long, value_name = "TIME")]
@@ -273,6 +274,11 @@ pub enum FlagsError {
     #[error("{0} is about what --delegate starts: give --delegate POLICY too")]
     NoAgent(&'static str),
     /// As the text says.
+    #[error(
+        "--agent-cpu is for an agent of this VMM's: give --cpu to the agent that connects to --delegate external:SOCKET"
+    )]
+    AgentElsewhere,
+    /// As the text says.
     #[error("--chaos-rate says how often --chaos does something: give --chaos SEED too")]
     RateOfNothing,
 }
@@ -290,6 +296,10 @@ impl Config {
             if machine.delegate_timeout.is_some() {
                 return Err(FlagsError::NoAgent("--delegate-timeout"));
             }
+        }
+        if machine.agent_cpu.is_some() && machine.delegate.as_ref().is_some_and(|who| matches!(who.0, Who::Process(_)))
+        {
+            return Err(FlagsError::AgentElsewhere);
         }
         let rate = guest.chaos_rate.map_or(DEFAULT_RATE, NonZeroU32::get);
         let numa = machine.numa.map(|nodes| nodes.0).unwrap_or_default();
@@ -330,8 +340,8 @@ impl Config {
                 wait: machine.wait_gdb.unwrap_or_default(),
             }),
             seccomp: machine.seccomp.unwrap_or(sandbox::Mode::On),
-            delegate: machine.delegate.map(|policy| Delegate {
-                policy: policy.0,
+            delegate: machine.delegate.map(|who| Delegate {
+                who: who.0,
                 cpu: machine.agent_cpu,
                 timeout: machine.delegate_timeout.map_or(DEFAULT_TIMEOUT, |time| time.0),
             }),

@@ -23,7 +23,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("vcpu-sched", &["other", "all=fifo:3", "0=rr:99;1,3=nice:-20"]),
     ("exclusive", &["true", "false"]),
     ("io-affinity", &["0", "0-3,7"]),
-    ("delegate", &["fifo", "shinjuku:500", "remote:rr"]),
+    ("delegate", &["fifo", "shinjuku:500", "remote:rr", "external:/run/x.sock"]),
     ("delegate-timeout", &["50ms", "10s"]),
     ("agent-cpu", &["0", "63"]),
     ("seccomp", &["on", "off", "log"]),

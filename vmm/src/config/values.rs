@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vcpu_sched::clock::rate::RateError;
-use vcpu_sched::delegation::policies::named::{PolicyError, Spec};
+use vcpu_sched::delegation::policies::named::PolicyError;
 use vcpu_sched::runqueue::{PolicyKind, UnknownPolicy};
 
 use super::text::{IdSet, TextError};
@@ -25,6 +25,7 @@ use crate::boot::cpuid::model::Model;
 use crate::clock::Rate;
 use crate::clock::settings::Offsets;
 use crate::debug::address::GdbAddress;
+use crate::delegate::Who;
 use crate::topology::{NodeSpec, TopologyChoice, parse};
 use crate::trace::{Format, FormatError};
 
@@ -164,25 +165,43 @@ impl fmt::Display for Policy {
 
 as_text!(Policy, { "type": "string", "enum": (PolicyKind::ALL.map(PolicyKind::name)) });
 
-/// Who decides for delegated tasks: a policy of `vcpu_sched::delegation::policies` by its name, with its option.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AgentPolicy(pub Spec);
+/// Who decides for delegated tasks: a policy of `vcpu_sched::delegation::policies` by its name, with its option; or a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decider(pub Who);
 
-impl FromStr for AgentPolicy {
-    type Err = PolicyError;
+/// Nobody of that name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeciderError {
+    /// No policy.
+    #[error("{0}; and external:SOCKET for an agent in a process of its own")]
+    Policy(PolicyError),
+    /// No socket.
+    #[error("there is no path behind external:")]
+    NoPath,
+}
 
-    fn from_str(text: &str) -> Result<Self, PolicyError> {
-        text.parse().map(Self)
+impl FromStr for Decider {
+    type Err = DeciderError;
+
+    fn from_str(text: &str) -> Result<Self, DeciderError> {
+        match text.strip_prefix("external:") {
+            Some("") => Err(DeciderError::NoPath),
+            Some(path) => Ok(Self(Who::Process(path.into()))),
+            None => text.parse().map(|policy| Self(Who::Vmm(policy))).map_err(DeciderError::Policy),
+        }
     }
 }
 
-impl fmt::Display for AgentPolicy {
+impl fmt::Display for Decider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match &self.0 {
+            Who::Vmm(policy) => policy.fmt(f),
+            Who::Process(path) => write!(f, "external:{}", path.display()),
+        }
     }
 }
 
-as_text!(AgentPolicy, { "type": "string" });
+as_text!(Decider, { "type": "string" });
 
 /// The trace's file. Its name tells a format, so that a wrong one shows before a guest has run.
 #[derive(Debug, Clone, PartialEq, Eq)]

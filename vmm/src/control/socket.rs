@@ -1,4 +1,4 @@
-//! The socket file: made for its owner alone, taken away at the end, never somebody else's.
+//! A socket file, of the control interface, a debugger or an agent: made for its owner alone, taken away at the end, never somebody else's.
 
 use std::fs;
 use std::io;
@@ -7,25 +7,26 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
 
-/// Why there is no control socket.
+/// Why there is no socket. Who tells it says before it which flag it is about.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Another process answers there.
-    #[error("--control {0}: another process listens there: give another path")]
+    #[error("{0}: another process listens there: give another path")]
     InUse(PathBuf),
     /// Something else than a socket.
-    #[error("--control {0}: there is a file already, and it is no socket: give another path")]
+    #[error("{0}: there is a file already, and it is no socket: give another path")]
     NotASocket(PathBuf),
     /// It doesn't fit into a socket address.
-    #[error("--control {0}: the path is too long for a Unix socket (107 bytes at most): give a shorter one")]
+    #[error("{0}: the path is too long for a Unix socket (107 bytes at most): give a shorter one")]
     TooLong(PathBuf),
     /// The system refuses.
-    #[error("--control {path}: {what}: {source}")]
+    #[error("{path}: {what}: {source}")]
     System {
         /// The path.
         path: PathBuf,
@@ -76,6 +77,20 @@ impl Drop for Socket {
             log::warn!("can't remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// Whoever waits at such a socket, with his process: this user or root, even if somebody has changed the file's mode.
+///
+/// # Errors
+/// The system's; `PermissionDenied`: somebody else.
+pub fn accept(listener: &UnixListener) -> io::Result<(UnixStream, u32)> {
+    let (stream, _) = listener.accept()?;
+    let peer = socket_peercred(&stream)?;
+    if peer.uid != rustix::process::geteuid() && !peer.uid.is_root() {
+        let refused = format!("user {} has no business at this user's guest", peer.uid.as_raw());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
+    }
+    Ok((stream, peer.pid.as_raw_nonzero().get().unsigned_abs()))
 }
 
 /// Removes a socket on which nobody listens any more.

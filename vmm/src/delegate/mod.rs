@@ -1,51 +1,79 @@
-//! `--delegate`: an agent of the VMM's own, which schedules the guest's delegated tasks (docs/delegation.md).
+//! `--delegate`: who schedules the guest's delegated tasks, if not its kernel (docs/delegation.md).
 //!
-//! [`crate::vm`] makes a [`Bell`] before the devices are, and starts the agent's thread ([`Thread`]) after the vCPUs'. The agent is
-//! `vcpu_sched::delegation::agent`, over the enclave's memory in guest RAM; what is here gives it a thread, a clock, and a way to
-//! interrupt vCPUs. A decision costs no exit: messages and commits go by memory, and only a vCPU that halts or runs something is
-//! interrupted. Invariants: what the guest writes there is checked by that crate, so the agent neither panics nor hangs; the event
-//! loop and the vCPUs never wait for the agent.
+//! [`crate::vm`] makes a [`Delegation`] while it builds the machine, and starts its thread after the vCPUs': the VMM's own agent
+//! ([`agent`]), or who keeps the door for an agent's process ([`door`]; [`attach`] is that process's side). Both agents are
+//! `vcpu_sched::delegation::agent` in one loop ([`drive`]), over the enclave's memory ([`memory`]). A decision costs no exit: messages
+//! and commits go by memory, and only a vCPU that halts or runs something is interrupted ([`kicks`]). Invariants: what the guest writes
+//! there is checked by that crate, so an agent neither panics nor hangs; the event loop and the vCPUs never wait for an agent.
 
 mod agent;
+pub mod args;
+pub mod attach;
+mod door;
+mod drive;
 mod host;
-mod region;
+mod kicks;
+pub mod memory;
+mod start;
+mod thread;
+mod wire;
 
 use std::fmt::Write;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kvm_bindings::kvm_msi;
-use kvm_ioctls::VmFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vcpu_sched::delegation::agent::Counters;
 use vcpu_sched::delegation::policies::named::Spec;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub use self::agent::{Desk, Thread};
 pub use self::host::Watch;
+pub use self::kicks::Kicks;
+pub use self::start::{Delegation, DelegationError, Surroundings};
+pub use self::thread::{Thread, Told};
+
+/// Who decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// The VMM, by this policy.
+    Vmm(Spec),
+    /// A process that connects to this socket.
+    Process(PathBuf),
+}
 
 /// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delegate {
     /// Who decides.
-    pub policy: Spec,
-    /// The host CPU that the agent has for itself, spinning; else it sleeps when there is nothing to do.
+    pub who: Who,
+    /// The host CPU that the VMM's agent has for itself, spinning; else it sleeps when there is nothing to do.
     pub cpu: Option<u32>,
     /// How long a task may wait for a decision before the kernel throws the agent out.
     pub timeout: Duration,
 }
 
+impl Delegate {
+    /// The file of the socket that is made for it.
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.who {
+            Who::Vmm(_) => None,
+            Who::Process(path) => Some(path),
+        }
+    }
+}
+
 /// The agent counts as hung after this time, if nothing is said. A policy that lets tasks wait for longer needs more.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The vector of our kernel that makes a CPU look (docs/abi.md).
-const LOOK_VECTOR: u32 = 0xf0;
-/// Intel SDM vol. 3A 11.11.1: the address of a message to a local APIC, bits 7:0 of its id from bit 12 on. With
-/// KVM_CAP_X2APIC_API the upper word has bits 31:8 where they stand in the id.
-const MSI_ADDRESS: u32 = 0xfee0_0000;
+/// An event descriptor to be handed on.
+fn owned(evt: EventFd) -> OwnedFd {
+    // SAFETY: it is given up here, so nobody else closes it.
+    unsafe { OwnedFd::from_raw_fd(evt.into_raw_fd()) }
+}
 
 /// The agent's doorbell: rung by the guest (without an exit to the VMM) when an agent that sleeps has a message, by the VMM when the
 /// guest has published its directory and when the machine ends.
@@ -83,47 +111,28 @@ impl Bell {
         self.ends.load(Ordering::Relaxed)
     }
 
+    /// For poll.
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(self.evt.as_raw_fd()) }
+    }
+
+    /// What has rung has been heard.
+    fn clear(&self) {
+        let _ = self.evt.read();
+    }
+
     /// Waits for a ring, for so long at most; none: for ever. True: the machine ends.
     fn wait(&self, limit: Option<Duration>) -> bool {
-        // SAFETY: the descriptor is open for as long as `self` lives.
-        let evt = unsafe { BorrowedFd::borrow_raw(self.evt.as_raw_fd()) };
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         // An interrupted wait is a wake-up too many.
-        let _ = poll(&mut [PollFd::from_borrowed_fd(evt, PollFlags::IN)], limit.as_ref());
-        let _ = self.evt.read();
+        let _ = poll(&mut [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)], limit.as_ref());
+        self.clear();
         self.has_ended()
     }
 }
 
-/// Interrupts vCPUs, by number.
-#[derive(Debug, Clone)]
-pub struct Kicks {
-    vm: Arc<VmFd>,
-    apic_ids: Arc<[u32]>,
-}
-
-impl Kicks {
-    /// Of a machine's vCPUs, in their order.
-    pub fn new(vm: Arc<VmFd>, apic_ids: impl Iterator<Item = u32>) -> Self {
-        Self { vm, apic_ids: apic_ids.collect() }
-    }
-
-    /// Has a vCPU look at its transaction. One that isn't there is the guest's word, and nothing happens.
-    fn kick(&self, vcpu: u32) {
-        let Some(id) = self.apic_ids.get(vcpu as usize) else { return };
-        let message = kvm_msi {
-            address_lo: MSI_ADDRESS | (id & 0xff) << 12,
-            address_hi: id & !0xff,
-            data: LOOK_VECTOR,
-            ..kvm_msi::default()
-        };
-        if let Err(error) = self.vm.signal_msi(message) {
-            log::debug!("delegate: KVM_SIGNAL_MSI to {id}: {error}");
-        }
-    }
-}
-
-/// What the agent did, for `--stats`. Written by its thread alone.
+/// What an agent did, for `--stats`. Written by its thread alone.
 #[derive(Debug, Default)]
 pub struct Figures {
     messages: AtomicU64,

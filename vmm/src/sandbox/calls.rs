@@ -187,6 +187,18 @@ const CHAOS: &[Call] = &[some(libc::SYS_ioctl, Only::Kvm, "interrupts to the gue
 /// The agent: it reads and writes the guest's memory, and interrupts vCPUs.
 const AGENT: &[Call] = &[some(libc::SYS_ioctl, Only::Kvm, "interrupts to the guest")];
 
+/// Who lets agents' processes in.
+const DOOR: &[Call] = &[
+    some(libc::SYS_ioctl, Only::Requests(NON_BLOCKING), "sockets"),
+    call(libc::SYS_accept4, "agents"),
+    call(libc::SYS_sendmsg, "what an agent is given"),
+    call(libc::SYS_getsockopt, "who an agent is"),
+    call(libc::SYS_geteuid, "who we are"),
+    call(libc::SYS_statx, "whether the socket's file is still ours"),
+    call(libc::SYS_newfstatat, "the same, as older libcs do it"),
+    call(libc::SYS_unlink, "the socket's file, at the end"),
+];
+
 /// What a kind of thread may do besides [`ALL`].
 pub const fn of(kind: Kind) -> &'static [Call] {
     match kind {
@@ -198,5 +210,8 @@ pub const fn of(kind: Kind) -> &'static [Call] {
         Kind::Trace => &[],
         Kind::Chaos => CHAOS,
         Kind::Agent => AGENT,
+        Kind::Door => DOOR,
+        // It has nothing but memory and event descriptors.
+        Kind::Attached => &[],
     }
 }

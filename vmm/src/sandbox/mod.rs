@@ -55,12 +55,26 @@ pub enum Kind {
     Trace,
     /// `--chaos`.
     Chaos,
-    /// `--delegate`.
+    /// `--delegate POLICY`.
     Agent,
+    /// `--delegate external:SOCKET`.
+    Door,
+    /// `taskvisor agent`, a process.
+    Attached,
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [Kind::Main, Kind::Vcpu, Kind::Control, Kind::Gdb, Kind::Trace, Kind::Chaos, Kind::Agent];
+    const ALL: [Kind; 9] = [
+        Kind::Main,
+        Kind::Vcpu,
+        Kind::Control,
+        Kind::Gdb,
+        Kind::Trace,
+        Kind::Chaos,
+        Kind::Agent,
+        Kind::Door,
+        Kind::Attached,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -71,6 +85,8 @@ impl Kind {
             Kind::Trace => "trace",
             Kind::Chaos => "chaos",
             Kind::Agent => "agent",
+            Kind::Door => "door",
+            Kind::Attached => "attached agent",
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::clock::plan::PlanError;
 use crate::console::output::OutputError;
 use crate::control::socket::SocketError;
 use crate::debug::address::ListenError;
+use crate::delegate::DelegationError;
 use crate::event_loop::LoopError;
 use crate::memory::MemoryError;
 use crate::sandbox::SandboxError;
@@ -88,8 +89,11 @@ pub enum VmError {
     #[error(transparent)]
     Start(#[from] StartError),
     /// The control socket.
-    #[error(transparent)]
+    #[error("--control {0}")]
     Control(#[from] SocketError),
+    /// Who decides for delegated tasks.
+    #[error(transparent)]
+    Delegation(#[from] DelegationError),
     /// Where debuggers connect.
     #[error(transparent)]
     Gdb(#[from] ListenError),

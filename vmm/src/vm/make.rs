@@ -11,9 +11,10 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::ioctl::ioctl_with_val;
 
 use super::Options;
-use super::error::{VmError, kvm_call};
+use super::error::{VmError, host, kvm_call};
 use crate::boot::cpuid::model::{Model, Native};
 use crate::boot::{BootError, layout};
+use crate::delegate::memory::{self as enclave, Memory};
 use crate::guest::Guest;
 use crate::host::Quirks;
 use crate::host::probe::isa::rings_that_see_our_cpuid;
@@ -23,15 +24,21 @@ use crate::topology::Topology;
 /// The last id of an 8-bit APIC; 255 is the broadcast (Intel SDM vol. 3A, 11.6.1).
 const MAX_XAPIC_ID: u32 = 254;
 
-/// VM, memory, irqchip, vCPUs. Memory comes first: a slot that is added once vCPUs or an irqchip exist waits for a
+/// VM, memory with that of an enclave if one is wanted, irqchip, vCPUs. Memory comes first: a slot that is added once vCPUs or an irqchip exist waits for a
 /// grace period of the kernel's SRCU, some 6 ms, instead of 0.1 ms.
 pub(super) fn machine(
     kvm: &Kvm,
     guest: &Guest,
     options: &Options,
     address_bits: u32,
-) -> Result<(VmFd, Ram, Vec<VcpuFd>), VmError> {
+) -> Result<(VmFd, Ram, Option<Memory>, Vec<VcpuFd>), VmError> {
     let ram = memory::allocate(options.memory, address_bits)?;
+    let (enclave, ram) = if options.delegate.is_some() && guest.is_ours() {
+        let (enclave, ram) = enclave::make(options.vcpus, &ram).map_err(host("can't make the enclave's memory"))?;
+        (Some(enclave), ram)
+    } else {
+        (None, ram)
+    };
     let fd = kvm.create_vm().map_err(kvm_call("KVM_CREATE_VM"))?;
     register_memory(&fd, &ram)?;
     allow_shadow_pages(&fd, options);
@@ -39,7 +46,7 @@ pub(super) fn machine(
     let vcpus = (0..options.vcpus)
         .map(|id| fd.create_vcpu(options.topology.apic_id(id).into()).map_err(kvm_call("KVM_CREATE_VCPU")))
         .collect::<Result<_, _>>()?;
-    Ok((fd, ram, vcpus))
+    Ok((fd, ram, enclave, vcpus))
 }
 
 /// What this host's KVM does differently, found by trying.

@@ -44,7 +44,7 @@ use crate::control::runs::Runs;
 use crate::control::server::Listening;
 use crate::debug;
 use crate::debug::address::{GdbAddress, Listener};
-use crate::delegate::{self, Delegate};
+use crate::delegate::{self, Delegate, Delegation};
 use crate::end::End;
 use crate::event_loop::{self, Hub};
 use crate::footprint;
@@ -154,7 +154,7 @@ pub struct Vm {
     trace_header: trace::Header,
     told: Arc<Told>,
     bell: Bell,
-    agent_bell: Option<Arc<delegate::Bell>>,
+    delegation: Option<Delegation>,
     fd: Arc<VmFd>,
     run_control: RunControl,
     clock: Clock,
@@ -176,6 +176,7 @@ impl Vm {
         let gdb = options.gdb.as_ref().map(|gdb| Listener::bind(&gdb.address, gdb.allow_remote)).transpose()?;
         let files =
             options.gdb.as_ref().and_then(|gdb| gdb.address.file()).into_iter().chain(options.control.as_deref());
+        let files = files.chain(options.delegate.as_ref().and_then(Delegate::socket));
         sandbox::arm(options.seccomp, files)?;
         let kvm = make::open_kvm()?;
         make::check_vcpus(&kvm, options.vcpus)?;
@@ -184,11 +185,11 @@ impl Vm {
         options.placement.take_io_seat()?;
         let native = make::native(&kvm, &options.cpu);
         // The probe is a guest of its own and takes some milliseconds, most of them in its vCPU: beside the rest.
-        let (fd, ram, vcpus, mut cpuid, quirks) = thread::scope(|scope| {
+        let (fd, ram, enclave, vcpus, mut cpuid, quirks) = thread::scope(|scope| {
             let probe = scope.spawn(|| make::probe(&kvm));
             let cpuid = Template::new(&kvm, &topology, &options.cpu, native.as_ref())?;
-            let (fd, ram, vcpus) = make::machine(&kvm, &guest, &options, cpuid.address_bits())?;
-            Ok::<_, VmError>((fd, ram, vcpus, cpuid, probe.join().unwrap_or_default()))
+            let (fd, ram, enclave, vcpus) = make::machine(&kvm, &guest, &options, cpuid.address_bits())?;
+            Ok::<_, VmError>((fd, ram, enclave, vcpus, cpuid, probe.join().unwrap_or_default()))
         })?;
         let (fd, run_control) = (Arc::new(fd), RunControl::new(vcpus.len()));
         let kind = GuestKind { ours: guest.is_ours(), chaos_time: options.chaos.is_some() && options.vcpus == 1 };
@@ -204,12 +205,13 @@ impl Vm {
         let clock = plan.start(ram.clone(), &run_control, fd.clone(), &topology);
         let trace_header = trace_header(&options, &vcpus, &cmdline);
         let recorder = record(&options, &ram, &trace_header)?;
-        let agent_bell = options.delegate.filter(|_| guest.is_ours()).map(|_| delegate::Bell::new()).transpose();
-        let agent_bell = agent_bell.map_err(host("can't make an eventfd"))?;
-        let listener = listener(clock.directory_listener(), agent_bell.clone());
+        let kicks = delegate::Kicks::new(fd.clone(), (0..options.vcpus).map(|vcpu| topology.apic_id(vcpu)));
+        let delegation = options.delegate.as_ref().zip(enclave);
+        let delegation = delegation.map(|(wanted, memory)| Delegation::new(wanted, memory, &kicks)).transpose()?;
+        let listener = listener(clock.directory_listener(), delegation.as_ref().map(Delegation::bell));
         let built = devices::build(&fd, &ram, &options, guest.serial_console, recorder.as_ref(), listener)?;
-        if let Some(bell) = &agent_bell {
-            devices::connect_doorbell(&fd, bell.evt())?;
+        if let Some(delegation) = &delegation {
+            devices::connect_doorbell(&fd, delegation.doorbell())?;
         }
         milestones.note("machine_made");
         footprint::forget_start();
@@ -236,7 +238,7 @@ impl Vm {
             reader: Reader::new(ram.clone(), built.told.clone(), tsc_khz),
             told: built.told,
             bell: built.bell,
-            agent_bell,
+            delegation,
             control,
             topology,
             ram,
@@ -260,15 +262,14 @@ impl Vm {
         Disturber::start(chaos, self.fd.clone(), targets.collect(), self.told.clone()).map(Some)
     }
 
-    /// Starts who schedules the guest's tasks.
-    fn agent(&self, threads: &Threads) -> io::Result<Option<delegate::Thread>> {
-        let Some((wanted, bell)) = self.options.delegate.zip(self.agent_bell.clone()) else { return Ok(None) };
+    /// Starts who schedules the guest's tasks, or who lets him in.
+    fn delegate(&mut self, threads: &Threads) -> io::Result<Option<delegate::Thread>> {
+        let Some(delegation) = self.delegation.take() else { return Ok(None) };
         let apic_ids = (0..self.options.vcpus).map(|vcpu| self.topology.apic_id(vcpu));
         let kicks = delegate::Kicks::new(self.fd.clone(), apic_ids);
         let core = |vcpu| self.topology.apic_id(vcpu) >> self.topology.thread_bits();
         let watch = delegate::Watch::new((0..).zip(threads.tids()).map(|(vcpu, tid)| (tid, core(vcpu))));
-        let (reader, ram, clock) = (self.reader.clone(), self.ram.clone(), self.clock.clone());
-        delegate::Thread::start(delegate::Desk { wanted, reader, ram, clock, kicks, bell, watch }).map(Some)
+        delegation.start(delegate::Surroundings { clock: self.clock.clone(), kicks, watch }).map(Some)
     }
 
     /// Runs the guest to its end on threads of its own, with the event loop in this one.
@@ -305,7 +306,7 @@ impl Vm {
         };
         let debugger = debugger.transpose().map_err(host("can't start the debugger's thread"))?;
         let disturber = self.disturb(&threads).map_err(host("can't start the chaos thread"))?;
-        let agent = self.agent(&threads).map_err(host("can't start the agent's thread"))?;
+        let agent = self.delegate(&threads).map_err(host("can't start the agent's thread"))?;
         let deadline = self.options.timeout.map(|timeout| Instant::now() + timeout);
         // Loading the guest and starting the threads brought back much that is not needed again.
         footprint::forget_start();
@@ -323,7 +324,7 @@ impl Vm {
         });
 
         drop(disturber);
-        let figures = agent.as_ref().map(delegate::Thread::figures);
+        let told = agent.as_ref().map(delegate::Thread::told);
         drop(agent);
         self.devices.interrupt();
         self.bell.end();
@@ -358,7 +359,7 @@ impl Vm {
         };
         let stats =
             self.options.stats.then(|| stats::render(&hub.milestones, &threads.counts(), memory::touched(&self.ram)));
-        let agent_stats = figures.map(|figures| figures.render());
+        let agent_stats = told.map(|told| told.render());
         let stats = stats.map(|text| text + agent_stats.as_deref().unwrap_or_default());
         let trace = self.recorder.take().and_then(Recorder::end);
         Ok(Ended { end, report, stats, trace })

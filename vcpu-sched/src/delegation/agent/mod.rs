@@ -95,6 +95,12 @@ impl fmt::Display for AgentError {
 
 impl core::error::Error for AgentError {}
 
+/// Says that there is no agent: it has left, or ended without saying so, which only somebody else can tell.
+pub fn dismiss(region: &Region<'_>) {
+    // Release: all that it asked for before.
+    region.agent_page()[WISH].store(0, Ordering::Release);
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Agent<'m, P> {
@@ -205,7 +211,7 @@ impl<'m, P: Policy> Agent<'m, P> {
 
     /// Leaves: tasks go on for a while, and the next agent may come.
     pub fn detach(self) -> P {
-        self.region.agent_page()[WISH].store(0, Ordering::Release);
+        dismiss(&self.region);
         self.policy
     }
 

@@ -87,8 +87,7 @@ pub fn write(ram: &Ram, topology: &Topology, caches: &[Cache], devices: &[Virtio
 }
 
 fn ram_pieces(ram: &Ram) -> Vec<Piece> {
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-    ram.iter().map(|region| Piece { start: region.start_addr().0, len: region.len() }).collect()
+    crate::memory::pieces(ram).collect()
 }
 
 fn align(address: u64) -> u64 {
