@@ -31,7 +31,7 @@ pub(super) fn carry_out(request: Request, ticket: Ticket) {
         Request::Signal { task, signal, thread_only } => {
             program_task(task).and_then(|task| send(&task, signal, thread_only))
         }
-        Request::TraceRing { cpu, records } => trace_ring(cpu, records),
+        Request::TraceRings { first, records } => return trace_rings(first, records, ticket),
         Request::Trace(what) => {
             set_tracing(what);
             Ok(0)
@@ -72,12 +72,23 @@ fn stream(_: u32, _: &vcpu_sched::requests::message::Streaming, ticket: Ticket) 
     ticket.answer(Err(Refusal::Unsupported));
 }
 
-fn trace_ring(cpu: u32, records: u32) -> Outcome {
+fn trace_rings(first: u32, records: u32, mut ticket: Ticket) {
     if !records.is_power_of_two() || !RingHeader::CAPACITIES.contains(&records) {
-        return Err(Refusal::Invalid);
+        return ticket.answer(Err(Refusal::Invalid));
     }
-    let cpu = cpu::all().nth(cpu as usize).ok_or(Refusal::NoCpu)?;
-    trace::have(cpu, records).map(|ring| ring.0).map_err(|OutOfMemory| Refusal::NoMemory)
+    let (addresses, _) = ticket.body().as_chunks_mut::<8>();
+    let mut count = 0;
+    for (cpu, address) in cpu::all().skip(first as usize).zip(addresses) {
+        match trace::have(cpu, records) {
+            Ok(ring) => *address = ring.0.to_le_bytes(),
+            Err(OutOfMemory) => return ticket.answer(Err(Refusal::NoMemory)),
+        }
+        count += 1;
+    }
+    match count {
+        0 => ticket.answer(Err(Refusal::NoCpu)),
+        _ => ticket.answer_with_body(count, count as usize * 8),
+    }
 }
 
 fn set_tracing(what: Tracing) {

@@ -29,8 +29,8 @@ pub enum Kind {
     Resume = 6,
     /// [`Request::Spawn`].
     Spawn = 7,
-    /// [`Request::TraceRing`].
-    TraceRing = 8,
+    /// [`Request::TraceRings`].
+    TraceRings = 8,
     /// [`Request::Trace`].
     Trace = 9,
     /// [`Request::Streaming`].
@@ -47,7 +47,7 @@ impl Kind {
         Self::Suspend,
         Self::Resume,
         Self::Spawn,
-        Self::TraceRing,
+        Self::TraceRings,
         Self::Trace,
         Self::Streaming,
     ];
@@ -97,10 +97,11 @@ pub enum Request {
     },
     /// Start a program. Answered with its process number, when its program is loaded.
     Spawn(Spawn),
-    /// Have a trace ring on a CPU, which may have one already. Answered with the ring's physical address.
-    TraceRing {
-        /// The CPU's number.
-        cpu: u32,
+    /// Have a trace ring on each CPU from this one on, those that have one already included, as many as an answer holds. Answered with
+    /// their number; the body is the rings' physical addresses in the order of the CPUs.
+    TraceRings {
+        /// The first CPU's number.
+        first: u32,
         /// Records of a ring that has to be made, as `RingHeader::CAPACITIES` has them.
         records: u32,
     },
@@ -318,10 +319,10 @@ impl Request {
                 write_spawn(&mut body, spawn);
                 (Kind::Spawn, 0)
             }
-            Self::TraceRing { cpu, records } => {
-                body.u32(*cpu);
+            Self::TraceRings { first, records } => {
+                body.u32(*first);
                 body.u32(*records);
-                (Kind::TraceRing, 0)
+                (Kind::TraceRings, 0)
             }
             Self::Trace(what) => {
                 body.u32(*what as u32);
@@ -368,9 +369,9 @@ impl Request {
                 }
             }
             Kind::Spawn => Self::Spawn(read_spawn(&mut from).map_err(malformed)?),
-            Kind::TraceRing => {
-                let (cpu, records) = (from.u32().map_err(malformed)?, from.u32().map_err(malformed)?);
-                Self::TraceRing { cpu, records }
+            Kind::TraceRings => {
+                let (first, records) = (from.u32().map_err(malformed)?, from.u32().map_err(malformed)?);
+                Self::TraceRings { first, records }
             }
             Kind::Trace => {
                 let what = from.u32().map_err(malformed)?;
@@ -438,7 +439,7 @@ mod tests {
             }),
             (any::<u32>(), holder()).prop_map(|(task, holder)| Request::Suspend { task, holder }),
             (any::<u32>(), holder()).prop_map(|(task, holder)| Request::Resume { task, holder }),
-            any::<(u32, u32)>().prop_map(|(cpu, records)| Request::TraceRing { cpu, records }),
+            any::<(u32, u32)>().prop_map(|(first, records)| Request::TraceRings { first, records }),
             (0..3_usize).prop_map(|which| Request::Trace(Tracing::ALL[which])),
             (text(), list(), list(), text(), streams)
                 .prop_map(|(path, args, env, cwd, streams)| Request::Spawn(Spawn { path, args, env, cwd, streams })),

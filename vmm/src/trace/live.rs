@@ -265,17 +265,26 @@ impl Live {
 
     /// Has the guest make the rings that there aren't, and opens them.
     fn open_rings(&self, mailbox: &Mailbox, records: u32) -> Result<(), LiveError> {
-        for cpu in 0..self.vcpus {
-            let address = match mailbox.ask(&Request::TraceRing { cpu, records }) {
-                Ok(address) => address,
-                // A vCPU that the guest didn't bring up.
-                Err(RequestError::Refused(Refusal::NoCpu)) if cpu > 0 => continue,
+        let mut first = 0;
+        while first < self.vcpus {
+            let addresses = match mailbox.ask_for_bytes(&Request::TraceRings { first, records }) {
+                Ok((count, addresses)) if count > 0 && count.checked_mul(8) == Some(addresses.len() as u64) => {
+                    addresses
+                }
+                Ok(_) => return Err(RequestError::Broken("its trace rings and their number don't agree").into()),
+                // vCPUs that the guest didn't bring up.
+                Err(RequestError::Refused(Refusal::NoCpu)) if first > 0 => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            let opened = lock(&self.shared.rings).open_at(&self.shared.ram, cpu, address);
-            if !opened.map_err(|error| LiveError::Ring(cpu, error))? {
-                return Err(LiveError::Overwrites);
+            let (addresses, _) = addresses.as_chunks();
+            for (cpu, address) in (first..self.vcpus).zip(addresses) {
+                let address = u64::from_le_bytes(*address);
+                let opened = lock(&self.shared.rings).open_at(&self.shared.ram, cpu, address);
+                if !opened.map_err(|error| LiveError::Ring(cpu, error))? {
+                    return Err(LiveError::Overwrites);
+                }
             }
+            first = first.saturating_add(addresses.len() as u32);
         }
         Ok(())
     }

@@ -21,7 +21,8 @@ const WANTED: &str = "send {} or {\"ring_records\": 4096, \"limit_bytes\": 26843
 const PIECE: usize = 64 << 10;
 
 pub async fn show(State(machine): State<Shared>) -> Answer {
-    json(machine.tracing()?.status())
+    // A recording that is being started or stopped is waited for.
+    json(waiting(machine, |machine| Ok(machine.tracing()?.status())).await?)
 }
 
 pub async fn start(State(machine): State<Shared>, body: Body<Wanted>) -> Answer {
