@@ -54,9 +54,10 @@ impl Debugged {
         let run = Run::new(taskvisor())
             .args(["run", "--wait-gdb", "--vcpus", &vcpus.to_string(), "--gdb"])
             .arg(address)
-            .arg("--")
-            .arg(&program)
+            .args(["--", "./target"])
             .args(arguments)
+            // As users name their programs: not from the root.
+            .dir(dir.path())
             .limit(LIMIT);
         let guest = std::thread::spawn(move || run.run());
         let deadline = Instant::now() + LIMIT;

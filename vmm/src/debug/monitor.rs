@@ -147,8 +147,7 @@ fn places(session: &mut Session) -> String {
 
 /// A program's symbols are in its file on the host; it lies where the file says.
 fn symbols(session: &Session) -> String {
-    let program = session.target.machine.program.first();
-    let path = program.map(|name| std::path::absolute(name).unwrap_or_else(|_| name.into()));
+    let path = session.target.machine.program.as_ref();
     let program = path.map_or_else(String::new, |path| format!("add-symbol-file {:?}\n", path.display().to_string()));
     format!("add-symbol-file target:{KERNEL_FILE}\n{program}")
 }

@@ -4,6 +4,7 @@
 //! once; the guest's lists are read again only if they may say something else, or somebody wants to see them; everything that the guest's lists say is looked up through checks that end in an error, never in a panic.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
@@ -67,8 +68,8 @@ pub struct Machine {
     pub kernel: Arc<[u8]>,
     /// Who asks its kernel.
     pub clerk: Clerk,
-    /// The first program on the host, and its arguments.
-    pub program: Vec<String>,
+    /// The first program's file on the host, from the root: the debugger's thread may not ask where it is.
+    pub program: Option<PathBuf>,
 }
 
 /// A machine with a client.

@@ -388,7 +388,8 @@ impl Vm {
             segments: debug::kernel_file::segments(&kernel),
             kernel,
             clerk: debug::wishes::Clerk::start(self.mailbox())?,
-            program: self.options.program.clone(),
+            program: (self.options.program.first())
+                .map(|name| std::path::absolute(name).unwrap_or_else(|_| name.into())),
         }))
     }
 
