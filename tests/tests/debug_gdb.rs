@@ -121,3 +121,22 @@ fn the_kernel_s_breakpoints_on_the_way_over_the_program_s() {
 fn nobody_passes_while_gdb_steps_over() {
     Scene::new(&["hits", "4", "150"], "ignored.py", "total 600").on(&[1, 2, 4]);
 }
+
+/// A section of docs/debugging.md with a program of resources/programs. `until`: what so many threads must say of themselves first.
+fn walk(section: &str, source: &str, arguments: &[&str], until: &str, code: i32) {
+    let _beside_others = serial::shared();
+    let source = format!("../../resources/programs/{source}");
+    let Some(guest) = Debugged::of(&source, 2, arguments) else { return };
+    guest.gdb_knowing("walk.py", true, &[("TASKVISOR_SECTION", section), ("TASKVISOR_UNTIL", until)]);
+    guest.end().expect_code(code);
+}
+
+#[test]
+fn the_book_s_deadlock_is_found_as_it_says() {
+    walk("A deadlock", "deadlock.c", &[], "blocked on*4", 143);
+}
+
+#[test]
+fn the_book_s_crash_is_found_as_it_says() {
+    walk("A crash", "bad.c", &["null"], "", 139);
+}

@@ -78,6 +78,8 @@ pub(crate) const INVOLUNTARY_AT: usize = core::mem::offset_of!(Accounting, invol
 pub(crate) const WAIT_AT: usize = core::mem::offset_of!(Accounting, wait);
 /// Where it keeps the time asleep.
 pub(crate) const SLEEP_AT: usize = core::mem::offset_of!(Accounting, sleep);
+/// Where it keeps the beginning of the present wait or sleep.
+pub(crate) const SINCE_AT: usize = core::mem::offset_of!(Accounting, since);
 
 impl Accounting {
     /// All zero.

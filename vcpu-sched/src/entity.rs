@@ -166,6 +166,8 @@ pub mod offsets {
     pub const WAIT: usize = offset_of!(SchedEntity, accounting) + accounting::WAIT_AT;
     /// Nanoseconds asleep, 8 bytes.
     pub const SLEEP: usize = offset_of!(SchedEntity, accounting) + accounting::SLEEP_AT;
+    /// When the present wait in a queue or sleep began, in nanoseconds of the monotonic clock, 8 bytes.
+    pub const SINCE: usize = offset_of!(SchedEntity, accounting) + accounting::SINCE_AT;
 }
 
 impl SchedEntity {

@@ -32,6 +32,7 @@ pub const FIELDS: [u16; MAX_FIELDS] = {
     at[TaskField::Nice as usize] = (offset_of!(Task, sched) + offsets::NICE) as u16;
     at[TaskField::WaitNanos as usize] = (offset_of!(Task, sched) + offsets::WAIT) as u16;
     at[TaskField::SleepNanos as usize] = (offset_of!(Task, sched) + offsets::SLEEP) as u16;
+    at[TaskField::Since as usize] = (offset_of!(Task, sched) + offsets::SINCE) as u16;
     at[TaskField::Suspension as usize] = offset_of!(Task, suspension) as u16;
     at[TaskField::Affinity as usize] = offset_of!(Task, may_run) as u16;
     at[TaskField::AffinityRest as usize] = offset_of!(Task, may_run) as u16 + 8;

@@ -156,7 +156,7 @@ fields! {
         WaitNanos: 8,
         /// Time blocked, up to its last wake-up.
         SleepNanos: 8,
-        /// When it came to what it is in (on a CPU, ready, blocked), in nanoseconds of the kernel's monotonic clock.
+        /// When it became ready or blocked, in nanoseconds of the kernel's monotonic clock; 0: not known. Old while it is on a CPU.
         Since: 8,
         /// Who holds it off its program: 0 for nobody, see [`Suspension`](crate::task::suspension::Suspension).
         Suspension: 4,

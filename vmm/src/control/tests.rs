@@ -168,7 +168,7 @@ fn a_pin_is_read_back_and_a_bad_one_changes_nothing() {
 fn resources_of_a_guest_are_as_described() {
     let task = json!({
         "id": 7, "name": "sh", "kind": "user", "process": 7, "state": "blocked", "on_cpu": false, "cpu": 1, "waits_for": "pipe",
-        "policy": "other", "priority": 0, "nice": -5, "affinity": "0-1", "run_ns": 5, "wait_ns": 6, "sleep_ns": 7,
+        "policy": "other", "priority": 0, "nice": -5, "affinity": "0-1", "run_ns": 5, "wait_ns": 6, "sleep_ns": 7, "state_ns": 8,
         "voluntary_switches": 1, "involuntary_switches": 2, "migrations": 3, "faults": 4,
         "address": "0x10", "page_table": "0x2000", "saved_rsp": "0xffffff0000004f00", "fs_base": "0x0",
     });

@@ -9,6 +9,7 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 
 use super::maps;
 use super::session::{KERNEL_FILE, Session, pc_of};
+use super::threads::so_long;
 use crate::guestview::TaskState;
 
 const HELP: &str = "\
@@ -82,7 +83,9 @@ fn tasks(session: &mut Session) -> String {
         let (state, cpu, run) = (task.state.name(), task.cpu, task.run_ns as f64 / 1e9);
         // Writing to a String can't fail, here and below.
         let _ = write!(out, "{:>10}  {:16} {process:8} {state:10} {cpu:>3} {run:>11.6}s", task.id, task.name);
-        let _ = writeln!(out, "{}", task.waits_for.as_ref().map_or_else(String::new, |why| format!("  waits: {why}")));
+        let why = task.waits_for.as_ref().map_or_else(String::new, |why| format!("  waits: {why}"));
+        // Of a ready task the state says what it waits for.
+        let _ = writeln!(out, "{why}{}", so_long(task));
     }
     if snapshot.torn || snapshot.left_out > 0 {
         let _ = writeln!(out, "the list was being changed: {} tasks are left out", snapshot.left_out);

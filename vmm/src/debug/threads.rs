@@ -93,8 +93,20 @@ fn of_task(task: &Task, vcpu: Option<usize>) -> Thread {
 fn state(task: &Task, vcpu: Option<usize>) -> String {
     match (vcpu, task.state) {
         (Some(vcpu), _) => format!("running on vCPU {vcpu}"),
-        (None, TaskState::Blocked) => format!("blocked on {}", task.waits_for.as_deref().unwrap_or("something")),
-        (None, other) => other.name().to_owned(),
+        (None, TaskState::Blocked) => {
+            format!("blocked on {}{}", task.waits_for.as_deref().unwrap_or("something"), so_long(task))
+        }
+        (None, other) => format!("{}{}", other.name(), so_long(task)),
+    }
+}
+
+/// How long a task has been what it is, to follow that: " for 1.5 s"; nothing if that isn't known.
+pub fn so_long(task: &Task) -> String {
+    let Some(nanos) = task.state_ns else { return String::new() };
+    match nanos {
+        0..1_000_000 => format!(" for {} us", nanos / 1_000),
+        1_000_000..1_000_000_000 => format!(" for {:.1} ms", nanos as f64 / 1e6),
+        _ => format!(" for {:.1} s", nanos as f64 / 1e9),
     }
 }
 
@@ -152,15 +164,14 @@ mod tests {
 
     #[test]
     fn tasks_are_threads_and_vcpus_without_one_too() {
-        let snapshot = snapshot(
-            vec![cpu(0, 0, Some(7)), cpu(1, 2, None)],
-            vec![task(7, "a<b", "running"), task(9, "w", "blocked")],
-        );
+        let mut waits = task(9, "w", "blocked");
+        waits["state_ns"] = 2_500_000_000_u64.into();
+        let snapshot = snapshot(vec![cpu(0, 0, Some(7)), cpu(1, 2, None)], vec![task(7, "a<b", "running"), waits]);
         let threads = list(&snapshot, &[0, 2]);
         let ids: Vec<_> = threads.iter().map(|thread| (thread.id, thread.vcpu)).collect();
         assert_eq!(ids, [(1, Some(0)), (7, Some(0)), (9, None), (VCPU_BASE + 1, Some(1))]);
         assert_eq!(threads[1].info, "user task, running on vCPU 0, process 5");
-        assert_eq!(threads[2].info, "user task, blocked on poll, process 5");
+        assert_eq!(threads[2].info, "user task, blocked on poll for 2.5 s, process 5");
         let xml = to_xml(&threads);
         assert!(xml.contains("<thread id=\"7\" core=\"1\" name=\"a&lt;b\">user task, running on vCPU 0"), "{xml}");
     }

@@ -58,6 +58,7 @@ impl Reader {
         fence(Ordering::Acquire);
 
         let (now, present) = (places.clock.ticks(), places.present());
+        let monotonic = self.monotonic(places, &table)?;
         let (pointers, left_out) = self.pointers(&table)?;
         let mut by_pointer = HashMap::with_capacity(pointers.len());
         let mut tasks = Vec::with_capacity(pointers.len());
@@ -68,7 +69,7 @@ impl Reader {
             }
             let address = places.physical(pointer)?;
             self.bytes("task", address, &mut buffer).ok()?;
-            let task = Task::read(table.task(&buffer), address, &places.clock, &present)?;
+            let task = Task::read(table.task(&buffer), address, &places.clock, &present, monotonic)?;
             by_pointer.insert(pointer, tasks.len());
             tasks.push(task);
             Some(tasks.len() - 1)
@@ -104,6 +105,19 @@ impl Reader {
         let whole = table.generation % 2 == 0 && u64::from_le_bytes(generation) == table.generation;
         let left_out = left_out + broken + u64::from(table.unlisted);
         Ok((Snapshot { cpus, tasks, torn: false, left_out }, whole))
+    }
+
+    /// The guest's monotonic clock now: its latest switch has a stamp of both clocks. `None`: the guest doesn't tell.
+    fn monotonic(&self, places: &Places, table: &Table) -> Result<Option<u64>, GuestViewError> {
+        let Some(now) = places.clock.ticks() else { return Ok(None) };
+        let (mut latest, mut bytes) = (None, vec![0; table.cpu_bytes as usize]);
+        for &(_, address) in &places.cpus {
+            self.bytes("CPU", address, &mut bytes)?;
+            let record = table.cpu(&bytes);
+            let ticks = record.cpu_field(CpuField::PickedTicks).filter(|ticks| *ticks != 0);
+            latest = latest.max(ticks.zip(record.cpu_field(CpuField::PickedNanos)));
+        }
+        Ok(latest.map(|(ticks, nanos)| nanos.saturating_add(places.clock.nanos(now.saturating_sub(ticks)))))
     }
 
     /// All pointers in the chain of chunks, and how many slots were not looked at.

@@ -100,6 +100,9 @@ pub struct Task {
     /// Time blocked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sleep_ns: Option<u64>,
+    /// How long it has been blocked, or ready without a CPU, by now.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub state_ns: Option<u64>,
     /// Switches away from it that it asked for.
     pub voluntary_switches: u64,
     /// Switches that were forced on it.
@@ -123,8 +126,15 @@ pub struct Task {
 }
 
 impl Task {
-    /// From a task's bytes, on a machine with the CPUs `present`. `None` if this kernel doesn't even tell numbers.
-    pub(super) fn read(record: Record<'_>, address: u64, clock: &GuestClock, present: &CpuMask) -> Option<Self> {
+    /// From a task's bytes, on a machine with the CPUs `present`, at `now` by the kernel's monotonic clock. `None` if this kernel
+    /// doesn't even tell numbers.
+    pub(super) fn read(
+        record: Record<'_>,
+        address: u64,
+        clock: &GuestClock,
+        present: &CpuMask,
+        now: Option<u64>,
+    ) -> Option<Self> {
         let get = |field| record.task_field(field);
         let small = |field| get(field).and_then(|value| u8::try_from(value).ok());
         let number = |field| get(field).unwrap_or(0);
@@ -149,6 +159,10 @@ impl Task {
             .then(|| small(TaskField::WaitReason).and_then(wait_name))
             .flatten()
             .map(str::to_owned);
+        // Nobody counts an idle task's waiting.
+        let waits = matches!(state, TaskState::Blocked | TaskState::Ready)
+            && small(TaskField::Kind) != Some(TaskKind::Idle as u8);
+        let since = get(TaskField::Since).filter(|since| waits && *since != 0);
         Some(Self {
             id,
             name: printable(record.task_name().unwrap_or_default()),
@@ -167,6 +181,8 @@ impl Task {
             run_ns: get(TaskField::RunNanos).unwrap_or_else(|| clock.nanos(number(TaskField::RunTicks))),
             wait_ns: get(TaskField::WaitNanos),
             sleep_ns: get(TaskField::SleepNanos),
+            // It may have come to wait after `now` was taken.
+            state_ns: since.and_then(|since| now.map(|now| now.saturating_sub(since))),
             voluntary_switches: number(TaskField::Voluntary),
             involuntary_switches: number(TaskField::Involuntary),
             migrations: number(TaskField::Migrations),

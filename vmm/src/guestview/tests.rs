@@ -115,6 +115,20 @@ fn the_running_task_s_time_goes_on() {
 }
 
 #[test]
+fn who_waits_has_waited_since_then() {
+    let reader = guest(4);
+    // A switch a second ago, when the kernel's clock was at 10 s. The clocks of guest and host are the same here, 1 GHz.
+    put_u64(&reader, CPU + 8 * CpuField::PickedTicks as u64, host_ticks() - 1_000_000_000);
+    put_u64(&reader, CPU + 8 * CpuField::PickedNanos as u64, 10_000_000_000);
+    for (number, since) in [(0, 3_000_000_000), (1, 3_000_000_000), (2, 0), (3, u64::MAX)] {
+        put_u64(&reader, task(number) + at(TaskField::Since), since);
+    }
+    let waited: Vec<_> = reader.snapshot().unwrap().tasks.iter().map(|task| task.state_ns).collect();
+    assert_eq!((waited[0], waited[2], waited[3]), (None, None, Some(0)), "it runs; not told; told in the future");
+    assert!(waited[1].is_some_and(|nanos| nanos >= 8_000_000_000), "{waited:?}");
+}
+
+#[test]
 fn a_task_that_left_the_list_is_still_its_cpu_s() {
     let reader = guest(3);
     put_u64(&reader, CHUNK + 8, 0);
