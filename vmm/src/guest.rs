@@ -229,8 +229,8 @@ pub struct KernelKeys<'a> {
     pub trace: bool,
     /// `mailbox=1`.
     pub mailbox: bool,
-    /// `enclave=1 enclave_at delegate=all`, with this timeout.
-    pub delegate: Option<Duration>,
+    /// `enclave=1 enclave_at`, with this timeout, and perhaps `delegate=all`.
+    pub delegate: Option<(Duration, bool)>,
     /// `virtio_mmio.device`: size, base, GSI.
     pub virtio: Option<(u64, u64, u32)>,
 }
@@ -260,11 +260,9 @@ impl KernelKeys<'_> {
         if self.mailbox && !sets(user, "mailbox") {
             words.push("mailbox=1".into());
         }
-        if let Some(timeout) = self.delegate {
-            words.push(format!(
-                "enclave=1 enclave_at={ENCLAVE:#x} delegate=all enclave_timeout_ms={}",
-                timeout.as_millis()
-            ));
+        if let Some((timeout, all)) = self.delegate {
+            words.push(format!("enclave=1 enclave_at={ENCLAVE:#x} enclave_timeout_ms={}", timeout.as_millis()));
+            words.extend(all.then(|| "delegate=all".to_owned()));
         }
         if let Some((size, base, gsi)) = self.virtio {
             words.push(format!("virtio_mmio.device={}K@{base:#x}:{gsi}", size >> 10));
@@ -296,13 +294,13 @@ mod tests {
             stats: false,
             trace: true,
             mailbox: true,
-            delegate: Some(Duration::from_secs(3)),
+            delegate: Some((Duration::from_secs(3), true)),
             virtio: Some((0x1000, 0xd000_0000, 5)),
         };
         assert_eq!(
             keys.cmdline("test=mm"),
             "log_level=warn quirks=pf_syscall,slow_ring0 tty=02 winsize=120x40 strace=1 \
-             trace=drain mailbox=1 enclave=1 enclave_at=0xd8000000 delegate=all enclave_timeout_ms=3000 virtio_mmio.device=4K@0xd0000000:5 test=mm"
+             trace=drain mailbox=1 enclave=1 enclave_at=0xd8000000 enclave_timeout_ms=3000 delegate=all virtio_mmio.device=4K@0xd0000000:5 test=mm"
         );
         assert!(!keys.cmdline("quirks=").contains("pf_syscall"));
         assert!(!keys.cmdline("trace=ring").contains("drain"));

@@ -167,7 +167,7 @@ pub(crate) fn kernel_cmdline(guest: &Guest, options: &Options, quirks: &str) -> 
         stats: options.stats,
         trace: options.trace.is_some(),
         mailbox: options.takes_requests(),
-        delegate: options.delegate.as_ref().map(|delegate| delegate.timeout),
+        delegate: options.delegate.as_ref().map(|delegate| (delegate.timeout, delegate.all)),
         virtio: (!guest.serial_console).then_some((
             crate::boot::layout::VIRTIO_MMIO_SIZE,
             crate::boot::layout::VIRTIO_MMIO,

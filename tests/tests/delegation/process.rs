@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use taskvisor_tests::guest::taskvisor;
+use taskvisor_tests::running::find;
 use taskvisor_tests::{TempDir, on_1_2_and_4_vcpus, prereq, serial};
 
 use super::PIPELINE;
@@ -93,10 +94,15 @@ struct Hosted {
 
 impl Hosted {
     fn start(vcpus: u32, program: &Path, args: &[&str]) -> Self {
+        Self::start_with(vcpus, &[], program, args)
+    }
+
+    fn start_with(vcpus: u32, flags: &[&str], program: &Path, args: &[&str]) -> Self {
         let dir = TempDir::new();
         let mut command = Command::new(taskvisor());
         command.args(["run", "--timeout", "300s", "--log-level", "info", "--stats", "--delegate-timeout", "60s"]);
-        command.args(["--vcpus", &vcpus.to_string(), "--delegate"]);
+        command.args(["--vcpus", &vcpus.to_string(), "--control"]).arg(dir.path().join("control"));
+        command.args(flags).arg("--delegate");
         command.arg(format!("external:{}", dir.path().join("agent").display())).arg("--").arg(program).args(args);
         let mut vmm = Process::new(&mut command);
         let stdin = vmm.0.stdin.take();
@@ -117,6 +123,20 @@ impl Hosted {
 
     fn agent(&self, policy: &str) -> Process {
         Process::new(Command::new(taskvisor()).args(["agent", "--stats", "--attach"]).arg(self.socket()).arg(policy))
+    }
+
+    /// Has the guest's shell scheduled otherwise.
+    fn set_policy(&self, policy: &str) {
+        let ctl = |words: &[&str]| {
+            let run = taskvisor_tests::Run::new(taskvisor()).arg("ctl").args(words.iter().copied());
+            let outcome = run.env("TASKVISOR_CONTROL", self.dir.path().join("control")).run();
+            outcome.expect_code(0);
+            outcome.text().to_owned()
+        };
+        let tasks = serde_json::from_str(&ctl(&["tasks", "--json"])).expect("ctl writes JSON");
+        let shells = find(&tasks, "busybox");
+        let id = shells.first().expect("the shell reads")["id"].to_string();
+        ctl(&["set", &id, "--policy", policy]);
     }
 
     /// Has the shell run its pipeline; what that wrote.
@@ -258,6 +278,32 @@ fn an_agent_in_c_decides_for_a_guest() {
     let told = hosted.end();
     assert!(!told.contains("enclave: agent"), "{told}");
     assert_eq!(agent.end(), (Some(0), String::new()));
+}
+
+/// With --delegate-all=false nothing is delegated, until somebody says so; what it starts then is, too. It leaves the class the same way.
+#[test]
+fn a_task_enters_the_class_and_leaves_it() {
+    let Some(busybox) = prereq::busybox() else { return };
+    if !prereq::kvm_or_left_out() {
+        return;
+    }
+    let _beside_others = serial::shared();
+    let wanted = on_host(&busybox, ON_DEMAND);
+    for enters in [false, true] {
+        let mut hosted = Hosted::start_with(2, &["--delegate-all=false"], &busybox, &["sh", "-c", ON_DEMAND]);
+        let agent = hosted.agent("fifo");
+        hosted.stderr.until(DECIDES);
+        assert_eq!(hosted.answer(), wanted);
+        if enters {
+            hosted.set_policy("delegated");
+            assert_eq!(hosted.answer(), wanted);
+            hosted.set_policy("other");
+        }
+        assert_eq!(hosted.answer(), wanted);
+        hosted.end();
+        let (code, stats) = agent.end();
+        assert!(code == Some(0) && (figure(&stats, "commits") > 0) == enters, "{stats}");
+    }
 }
 
 /// resources/agents/newest.rs: a policy of one's own, in Rust.

@@ -128,6 +128,11 @@ pub struct MachineFlags {
     #[arg(long, value_name = "POLICY[:OPTION]")]
     pub delegate: Option<Decider>,
 
+    /// With --delegate: programs start as tasks that are delegated; if not, only those are that ask, or are made so: ctl set TASK --policy
+    /// delegated [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub delegate_all: Option<bool>,
+
     /// With --delegate: after this time without a decision for a task, the kernel schedules by itself again [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub delegate_timeout: Option<Time>,
@@ -238,6 +243,7 @@ impl MachineFlags {
             gdb_allow_remote: self.gdb_allow_remote.or(file.gdb_allow_remote),
             wait_gdb: self.wait_gdb.or(file.wait_gdb),
             delegate: self.delegate.or(file.delegate),
+            delegate_all: self.delegate_all.or(file.delegate_all),
             delegate_timeout: self.delegate_timeout.or(file.delegate_timeout),
             agent_cpu: self.agent_cpu.or(file.agent_cpu),
             seccomp: self.seccomp.or(file.seccomp),
@@ -293,6 +299,9 @@ impl Config {
             if machine.agent_cpu.is_some() {
                 return Err(FlagsError::NoAgent("--agent-cpu"));
             }
+            if machine.delegate_all.is_some() {
+                return Err(FlagsError::NoAgent("--delegate-all"));
+            }
             if machine.delegate_timeout.is_some() {
                 return Err(FlagsError::NoAgent("--delegate-timeout"));
             }
@@ -342,6 +351,7 @@ impl Config {
             seccomp: machine.seccomp.unwrap_or(sandbox::Mode::On),
             delegate: machine.delegate.map(|who| Delegate {
                 who: who.0,
+                all: machine.delegate_all.unwrap_or(true),
                 cpu: machine.agent_cpu,
                 timeout: machine.delegate_timeout.map_or(DEFAULT_TIMEOUT, |time| time.0),
             }),

@@ -24,6 +24,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("exclusive", &["true", "false"]),
     ("io-affinity", &["0", "0-3,7"]),
     ("delegate", &["fifo", "shinjuku:500", "remote:rr", "external:/run/x.sock"]),
+    ("delegate-all", &["true", "false"]),
     ("delegate-timeout", &["50ms", "10s"]),
     ("agent-cpu", &["0", "63"]),
     ("seccomp", &["on", "off", "log"]),

@@ -50,6 +50,8 @@ pub enum Who {
 pub struct Delegate {
     /// Who decides.
     pub who: Who,
+    /// For all programs from their beginning; else for tasks that are made delegated later.
+    pub all: bool,
     /// The host CPU that the VMM's agent has for itself, spinning; else it sleeps when there is nothing to do.
     pub cpu: Option<u32>,
     /// How long a task may wait for a decision before the kernel throws the agent out.
