@@ -170,6 +170,18 @@ pub enum AffinityError {
         /// Who has them.
         others: IdSet,
     },
+    /// `--exclusive` with I/O threads that have all of a vCPU's CPUs.
+    #[error(
+        "--exclusive: vCPU {vcpu} finds no CPU of its own: --io-affinity {io} takes all of CPUs {cpus} that it may have"
+    )]
+    NoneLeft {
+        /// The vCPU.
+        vcpu: u32,
+        /// Where it may run.
+        cpus: IdSet,
+        /// Where the I/O threads do.
+        io: IdSet,
+    },
     /// The host refuses the mask.
     #[error("{who} can't be pinned to CPUs {wanted}: {source}")]
     Refused {

@@ -82,10 +82,7 @@ impl Plan {
             check_online(Who::Io, wanted, &online)?;
         }
         if request.exclusive {
-            let none = IdSet::default();
-            let taken = request.io.as_ref().unwrap_or(&none);
-            let candidates: Vec<IdSet> =
-                pins.iter().map(|pin| pin.as_ref().unwrap_or(&current).difference(taken)).collect();
+            let candidates = candidates(&pins, &current, request.io.as_ref())?;
             for (pin, cpu) in pins.iter_mut().zip(assign(&candidates)?) {
                 *pin = Some([cpu].into_iter().collect());
             }
@@ -216,6 +213,20 @@ pub(super) fn check_online(who: Who, wanted: &IdSet, online: &IdSet) -> Result<(
         return Ok(());
     }
     Err(AffinityError::Offline { who, wanted: wanted.clone(), cpus, online: online.clone() })
+}
+
+/// Of which CPUs each vCPU may get one for itself: its own, or the process's, without the I/O threads'.
+fn candidates(pins: &[Option<IdSet>], current: &IdSet, io: Option<&IdSet>) -> Result<Vec<IdSet>, AffinityError> {
+    let left = |(vcpu, pin): (u32, &Option<IdSet>)| {
+        let cpus = pin.as_ref().unwrap_or(current);
+        let Some(io) = io else { return Ok(cpus.clone()) };
+        let left = cpus.difference(io);
+        match left.is_empty() {
+            true => Err(AffinityError::NoneLeft { vcpu, cpus: cpus.clone(), io: io.clone() }),
+            false => Ok(left),
+        }
+    };
+    (0u32..).zip(pins).map(left).collect()
 }
 
 /// A CPU of its own for each vCPU: a matching by augmenting paths (Kuhn's algorithm).

@@ -68,6 +68,10 @@ fn impossible_plans_say_who_where_and_why() {
     assert_eq!(refusal(&exclusive), message);
     let apart = Request { exclusive: true, io: Some(set("0-1")), ..request("all=0-2") };
     assert!(refusal(&apart).contains("vCPU 1 finds no CPU of its own among CPUs 2"));
+    let nothing_left = Request { exclusive: true, io: Some(set("0-2")), ..request("1=1-2") };
+    let message =
+        "--exclusive: vCPU 0 finds no CPU of its own: --io-affinity 0-2 takes all of CPUs 0-2 that it may have";
+    assert_eq!(refusal(&nothing_left), message);
     let denied = AffinityError::Class {
         who: Who::Vcpu(3),
         cpus: set("0-1"),
