@@ -153,6 +153,8 @@ impl Process {
     /// Asks over the control socket.
     fn ask<T>(&mut self, f: impl FnOnce(&mut Client) -> Result<T, crate::control::client::ClientError>) -> Answer<T> {
         if self.has_ended() {
+            // Its last words may still be on their way here.
+            self.stderr.wait_end(Instant::now() + FAREWELL);
             let said = self.stderr.text();
             let last = said.lines().last().unwrap_or("nothing on its standard error");
             return Err(failed(format!("the guest has ended with code {}: {last}", self.code.unwrap_or_default())));
